@@ -1,0 +1,102 @@
+"""What comes out of an engine. Readers `match` on the type.
+
+Fold events (TokenEvent, OutcomeEvent) are a function of the text: equal with every drafter, batch and restart.
+Methods see only these. Run events (StepEvent, TextEvent) depend on drafter and clock; they are for reports,
+`explain` and the playground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raydecode.request import RowId
+
+FinishReason = Literal["eos", "stop", "length", "monitor", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One per output position, in order.
+
+    t:       output index, from 0
+    bytes:   the token's bytes (empty for special tokens); they need not be valid UTF-8 alone
+    logp:    nats, raw model, before constraint and chain; None unless somebody needs it
+    kept:    -ln of the probability that the constraint left standing, nats; 0 when free
+    source:  "forced" by a constraint, else "sampled"; whether a draft proposed it is a run event
+    entropy, top, hidden: only if needed. top: ((id, logp), ...) of the raw model, likeliest first
+    """
+
+    row: RowId
+    t: int
+    token: int
+    bytes: bytes
+    logp: float | None = None
+    kept: float = 0.0
+    source: Literal["sampled", "forced"] = "sampled"
+    entropy: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    hidden: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row failed: where (`stage`), which exception (`kind`), what it said."""
+
+    stage: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowStats:
+    """Counts and seconds of one row; they depend on drafter and clock."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_failures: int = 0
+    replay_mismatches: int = 0
+    queued_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeEvent:
+    """The last event of a row. `text` is cut at the stop string; `logprobs` mirrors the token events' logp and top."""
+
+    row: RowId
+    reason: FinishReason
+    tokens: tuple[int, ...]
+    text: bytes
+    error: Fault | None = None
+    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    reports: tuple[Any, ...] = ()
+    stats: RowStats = field(default_factory=RowStats, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """Run event: what one step verified for one row. path: accepted nodes of `tree`, the root first."""
+
+    row: RowId
+    t0: int
+    tree: Any
+    path: tuple[int, ...]
+    emitted: tuple[int, ...]
+    drafter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextEvent:
+    """Run event: bytes that no stop string and no half-written character can take back."""
+
+    row: RowId
+    bytes: bytes
+
+
+Event = TokenEvent | OutcomeEvent | StepEvent | TextEvent
