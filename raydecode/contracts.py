@@ -1,0 +1,357 @@
+"""One Protocol per room. Read this first.
+
+Requests go in, events come out, nobody calls upward: the engine is the only caller of methods, methods return data
+(or are generators that yield wishes). Methods see rows and a fold over events, never batch geometry, never a clock.
+
+One step of an engine, the order inside the walk being the same in plain decoding, under drafts and in replay:
+
+    admit rows -> drafters propose token trees -> one ragged forward -> the walk, by depth, batched over rows:
+    constrain -> mask -> chain -> draw -> sampler.observe -> TokenEvent -> monitors.observe -> verdict -> stop or limit
+    -> is the token a drafted child? -> the cache keeps the accepted path -> drafters observe
+
+Legend: R rows, V vocabulary, C candidates (= V at full width), M flat nodes of all rows, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from raydecode.constraint import Constraint, Pending, Verdict
+from raydecode.errors import Refused
+from raydecode.events import Event, OutcomeEvent, TokenEvent
+from raydecode.request import DecodingSpec, Request, RowId
+from raydecode.tree import TokenTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Options = Mapping[str, Any]
+Columns = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method wants computed. United by `|`; nothing is computed that no row asked for.
+
+    top_k:    candidates of the raw model per node;  top_k_nodes: on the accepted path or on all verified nodes
+    hidden:   named sites;  hidden_nodes: the tail (node that produced the pending token), accepted, or all
+    logp:     the token's log-probability under the raw model
+    entropy:  of the raw model, nats
+    own_logp: (samplers) the token's log-probability at this stage's own input
+    history:  (samplers) ids of prompt and output so far, the drafted path included
+    lanes:    names of further models
+    grad:     gradients through the model
+    """
+
+    top_k: int = 0
+    top_k_nodes: Literal["accepted", "all"] = "accepted"
+    hidden: tuple[str, ...] = ()
+    hidden_nodes: Literal["tail", "accepted", "all"] = "tail"
+    logp: bool = False
+    entropy: bool = False
+    own_logp: bool = False
+    history: bool = False
+    lanes: tuple[str, ...] = ()
+    grad: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        nodes = ("accepted", "all")
+        places = ("tail", "accepted", "all")
+        return Needs(
+            top_k=max(self.top_k, other.top_k),
+            top_k_nodes=max(self.top_k_nodes, other.top_k_nodes, key=nodes.index),
+            hidden=tuple(sorted({*self.hidden, *other.hidden})),
+            hidden_nodes=max(self.hidden_nodes, other.hidden_nodes, key=places.index),
+            logp=self.logp or other.logp,
+            entropy=self.entropy or other.entropy,
+            own_logp=self.own_logp or other.own_logp,
+            history=self.history or other.history,
+            lanes=tuple(sorted({*self.lanes, *other.lanes})),
+            grad=self.grad or other.grad,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a method may do to the text; `doctor`, docs and provenance read it.
+
+    exact: the text's law is that of plain decoding with the row's sampler (a drafter's is; top-p's is not)
+    pure:  a function of the text alone; False (wall clock, HTTP) exempts the row from the certificate
+    """
+
+    exact: bool = False
+    pure: bool = True
+
+
+class Engine(Protocol):
+    """A synchronous core; asyncio, Ray and HTTP are thin skins that decide nothing."""
+
+    def refuse(self, spec: DecodingSpec) -> Refused | None:
+        """Why this engine cannot host `spec` (pairs, not flags); asked by `assemble` and again per row."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Never raises for a row's fault: that row ends with OutcomeEvent(reason="error")."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Advance all running rows by at least one token where possible; returns what happened, in order per row."""
+        ...
+
+    def cancel(self, id: str) -> None:
+        """End all samples and children of a request; their slots are free before the next step."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep while every row is parked on a service; True when a step may make progress."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Rows are queued or running."""
+        ...
+
+
+@runtime_checkable
+class Host(Protocol):
+    """What a monitor may know of its surroundings: the vocabulary and services, not the engine."""
+
+    token_bytes: Sequence[bytes]
+    eos: frozenset[int]
+
+    def ask(self, service: str, payload: Any) -> Any | Pending:
+        """An answer, or Pending; answers are kept by payload, so asking again is free and pure."""
+        ...
+
+
+class SamplerRows(Protocol):
+    """The rows that one stage of the chain shapes at once."""
+
+    t_R: Sequence[int]
+    """Output index of each row's next token."""
+    keys_R: Sequence[int]
+    """Noise keys, for samplers that toss coins."""
+    prompt_len_R: Sequence[int]
+    history_R: Sequence[Tensor]
+    """int64 ids of prompt, output and drafted path of each row; given to samplers that need it."""
+
+    def option(self, name: str) -> Tensor:
+        """float32 [R], the option of each row."""
+        ...
+
+    def state(self, name: str) -> Tensor:
+        """float64 [R], the state column of each row."""
+        ...
+
+
+class Sampler(Protocol):
+    """One object per method and engine; options and state of rows are columns, so a batch is one call.
+
+    columns: state columns and their start value from the options (empty = stateless)
+    """
+
+    needs: Needs
+    columns: Mapping[str, Callable[[Options], float]]
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        """New logits [R, C], float32. Pure; -inf stays -inf; keeps >= 1 token; row r depends on row r only, bit for bit."""
+        ...
+
+    def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:
+        """New state columns after the draw; own_logp_R [nats] at this stage's own input. Only called with `columns`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A running row as a drafter sees it. context ends with `pending`."""
+
+    id: RowId
+    t: int
+    context: tuple[int, ...]
+    pending: int
+    prompt_len: int
+    state: Any
+    max_new: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOut:
+    """What a drafter's forward gives back for one item."""
+
+    top_ids: tuple[int, ...]
+    top_logp: tuple[float, ...]
+    hidden: Mapping[str, Any] = field(default_factory=dict)
+    choice: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A drafter's wish for one round on one lane; the engine owns the lane's cache and merges wishes.
+
+    items:  (row, drafted path after the pending token)
+    layers: the lane's own layers to run, None = all
+    choose: how many ids the row's own chain, constraint and noise would pick on this lane's logits
+    window: > 0 asks for teacher-forced outputs over the last `window` committed tokens
+    """
+
+    lane: str
+    items: tuple[tuple[RowId, tuple[int, ...]], ...]
+    layers: frozenset[int] | None = None
+    top_k: int = 1
+    choose: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What verification found for one row: every verified node, reached or not.
+
+    path: accepted nodes, the root first; emitted: tokens chosen at them; top_ids, hidden: by node, if needed
+    """
+
+    row: RowId
+    state: Any
+    tree: TokenTree
+    path: tuple[int, ...]
+    emitted: tuple[int, ...]
+    top_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    hidden: Mapping[int, Any] = field(default_factory=dict)
+
+
+class Drafter(Protocol):
+    """A cache: it may be lost, may fail, and never changes text.
+
+    scope: who shares `shared`: the rows of one engine ("namespace"), or nobody ("row")
+    """
+
+    needs: Needs
+    scope: Literal["row", "namespace"]
+
+    def open_shared(self) -> Any: ...
+
+    def open(self, row: RowView, options: Options) -> Any: ...
+
+    def propose(
+        self, rows: Sequence[RowView], budgets: Sequence[int], shared: Any, options: Options
+    ) -> Generator[Forward, list[NodeOut], list[TokenTree]]:
+        """One tree per row, rooted at its pending token, of at most `budget` nodes besides the root."""
+        ...
+
+    def observe(self, records: Sequence[StepRecord], shared: Any, options: Options) -> list[Any]:
+        """New state per row."""
+        ...
+
+
+class Monitor(Protocol):
+    """A fold over one row's events. State is immutable: a fork shares it, a rollback keeps the old one."""
+
+    needs: Needs
+    effects: Effects
+
+    def open(self, request: Request, host: Host, options: Options) -> Any: ...
+
+    def observe(self, state: Any, event: TokenEvent) -> Any: ...
+
+    def constrain(self, state: Any) -> Constraint | Pending | None: ...
+
+    def verdict(self, state: Any) -> Verdict: ...
+
+    def score(self, state: Any) -> float | None: ...
+
+    def close(self, state: Any, outcome: OutcomeEvent) -> Any:
+        """The report: JSON-able."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The nodes an intervention sees: row, absolute position, ids on the path from the row's first token."""
+
+    rows: tuple[RowId, ...]
+    position: tuple[int, ...]
+    path: tuple[tuple[int, ...], ...]
+
+
+class Intervention(Protocol):
+    """Tensor to tensor at a named site of the model; it knows row, path and position, never a step number."""
+
+    needs: Needs
+    site: str
+
+    def apply(self, x_MD: Tensor, nodes: Nodes, options: Options) -> Tensor: ...
+
+    def horizon(self, options: Options) -> int | None:
+        """How many tokens may be verified before the effect changes; None = any number."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A hypothesis, as a value and not a handle: the KV behind it is a cache that may be dropped and rebuilt."""
+
+    tokens: tuple[int, ...]
+    key: int
+    logp: float = 0.0
+    scores: tuple[float, ...] = ()
+    finished: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """Wish: the `top_k` children of each branch, masked by the row's monitors, ranked by raw logp."""
+
+    branches: tuple[Branch, ...]
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Wish: n completions of each branch by the row's own sampler."""
+
+    branches: tuple[Branch, ...]
+    n: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Wish: log-probabilities of given continuations."""
+
+    branches: tuple[Branch, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Wish: answers of a service, in the order of the payloads."""
+
+    service: str
+    payloads: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Wish without an answer: these tokens are final and may be streamed."""
+
+    branch: Branch
+
+
+Wish = Expand | Complete | Score | Call | Commit
+
+
+class Search(Protocol):
+    """Several hypotheses of one request: a generator that yields wishes and returns branches, the best first."""
+
+    def run(self, start: Branch, options: Options) -> Generator[Wish, Any, list[Branch]]: ...
+
+
+class Reward(Protocol):
+    """(prompt, text) to a number."""
+
+    range: tuple[float, float]
+    pure: bool
+
+    def __call__(self, items: Sequence[tuple[str, str]]) -> list[float]: ...

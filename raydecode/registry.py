@@ -1,0 +1,199 @@
+"""name -> card -> factory. A room's files are scanned once; third parties add theirs by entry point.
+
+    @register("samplers", paper="arXiv:1904.09751", vllm=Vllm(stage=50, params={"p": "top_p"}))
+    class TopP:
+        \"\"\"Nucleus sampling.\"\"\"
+        class Options(registry.Options):
+            p: float = Field(gt=0, le=1, description="kept mass")
+
+The registered name is the class name in snake case unless `name` is given. Rooms are import-light: scanning one imports
+its files and nothing heavy. A third party's distribution names a module per entry point:
+
+    [project.entry-points."raydecode.samplers"]
+    my_method = "my_package.my_method"
+
+A plug-in that fails to import is kept with its error (`broken`): `doctor` shows it, and only who asks for it fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raydecode.contracts import Effects, Needs
+from raydecode.errors import UserError, nearest
+from raydecode.request import Card
+
+ROOMS = ("samplers", "monitors", "drafters", "searches", "interventions", "rewards", "objectives")
+
+
+class Options(BaseModel):
+    """Base of a method's options: strict, frozen, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """How vLLM does the same itself: our option -> its SamplingParams field.
+
+    stage: vLLM applies its processors in one fixed order; a chain maps only if its stages rise.
+    fixed: fields to set whatever the options.
+    """
+
+    stage: int
+    params: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method: what lists, docs, schemas and engines need to know before one is made."""
+
+    room: str
+    name: str
+    factory: Callable[[], Any]
+    options: type[Options]
+    summary: str
+    paper: str
+    effects: Effects
+    needs: Needs
+    engines: tuple[str, ...]
+    loads: bool
+    vllm: Vllm | None
+    origin: str
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the options."""
+        return self.options.model_json_schema()
+
+    def parse(self, card: Card, where: str) -> Card:
+        """The card with its options validated and defaults filled in; errors name `where`."""
+        try:
+            parsed = self.options.model_validate(dict(card.options))
+        except ValidationError as error:
+            raise option_error(self, error, where) from None
+        return Card(card.name, parsed.model_dump())
+
+    def __str__(self) -> str:
+        return f"{self.room}/{self.name}"
+
+
+_methods: dict[str, dict[str, Method]] = {room: {} for room in ROOMS}
+_broken: dict[str, dict[str, str]] = {room: {} for room in ROOMS}
+
+
+def register(
+    room: str,
+    *,
+    name: str | None = None,
+    paper: str = "",
+    exact: bool = False,
+    engines: tuple[str, ...] = ("torch", "toy"),
+    loads: bool = False,
+    vllm: Vllm | None = None,
+) -> Callable[[type], type]:
+    """Class decorator. engines: who can host it; loads: it needs weights or a service of its own."""
+    if room not in ROOMS:
+        raise UserError(f"no room '{room}'", field="room", value=room, nearest=nearest(room, ROOMS))
+
+    def add(cls: type) -> type:
+        own = name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        known = _methods[room].get(own)
+        if known and known.origin != cls.__module__:
+            raise UserError(
+                f"{room}/{own} is registered by {known.origin} already", field="name", value=own,
+                hint=f"rename the method in {cls.__module__}",
+            )  # fmt: skip
+        document = (cls.__doc__ or importlib.import_module(cls.__module__).__doc__ or own).strip()
+        _methods[room][own] = Method(
+            room=room,
+            name=own,
+            factory=cls,
+            options=getattr(cls, "Options", Options),
+            summary=document.splitlines()[0].rstrip("."),
+            paper=paper,
+            effects=getattr(cls, "effects", Effects(exact=exact)),
+            needs=getattr(cls, "needs", Needs()),
+            engines=engines + (("vllm",) if vllm else ()),
+            loads=loads,
+            vllm=vllm,
+            origin=cls.__module__,
+        )
+        return cls
+
+    return add
+
+
+def methods(room: str) -> Mapping[str, Method]:
+    """All methods of a room, by name."""
+    _scan(room)
+    return dict(sorted(_methods[room].items()))
+
+
+def cards(room: str) -> list[Method]:
+    """All methods of a room, for parametrised tests."""
+    return list(methods(room).values())
+
+
+def broken(room: str) -> Mapping[str, str]:
+    """Entry points of a room that failed to load, and why."""
+    _scan(room)
+    return dict(_broken[room])
+
+
+def get(room: str, name: str, where: str = "") -> Method:
+    """The method, or an error with the nearest name."""
+    known = methods(room)
+    if name in known:
+        return known[name]
+    if name in _broken[room]:
+        raise UserError(f"{room}/{name} failed to load: {_broken[room][name]}", field=where, value=name, hint="raydecode doctor")
+    kind = {"searches": "search"}.get(room, room.removesuffix("s"))
+    raise UserError(
+        f"no {kind} '{name}'", field=where, value=name, nearest=nearest(name, known), hint=f"all: raydecode methods {room}"
+    )
+
+
+def option_error(method: Method, error: ValidationError, where: str) -> UserError:
+    """pydantic's first complaint as one of ours: field, value, nearest valid name."""
+    first = error.errors()[0]
+    place = ".".join([where, *map(str, first["loc"])]) if where else ".".join(map(str, first["loc"]))
+    known = method.options.model_fields
+    if first["type"] == "extra_forbidden":
+        wrong = str(first["loc"][0])
+        near = nearest(wrong, known)
+        return UserError(
+            f"{method.name} has no option '{wrong}'", field=place, value=first["input"], nearest=near,
+            hint=f"options: {', '.join(known) or 'none'}",
+        )  # fmt: skip
+    if first["type"] == "missing":
+        return UserError(f"{method.name} needs this option", field=place, hint=f"options: {', '.join(known)}")
+    return UserError(f"{first['msg']}, got {first['input']!r}", field=place, value=first["input"])
+
+
+@functools.cache
+def _scan(room: str) -> None:
+    if room not in ROOMS:
+        raise UserError(f"no room '{room}'", field="room", value=room, nearest=nearest(room, ROOMS), hint=f"rooms: {', '.join(ROOMS)}")
+    try:
+        package = importlib.import_module(f"raydecode.{room}")
+    except ModuleNotFoundError as error:
+        if error.name != f"raydecode.{room}":
+            raise
+    else:
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    for point in importlib.metadata.entry_points(group=f"raydecode.{room}"):
+        try:
+            point.load()
+        except Exception as error:  # a third party's code: whatever it raises must not stop the others
+            _broken[room][point.name] = f"{type(error).__name__}: {error}"
