@@ -1,0 +1,31 @@
+"""Top-k sampling (Fan et al., arXiv:1805.04833, section 5.4): keep the k likeliest tokens; equals at the cut all stay.
+
+Changes the distribution: yes. State: none. Cost: one partial selection over V per row.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+from torch import Tensor
+
+from raydecode import registry
+from raydecode.contracts import Needs, SamplerRows
+
+
+@registry.register("samplers", paper="arXiv:1805.04833", vllm=registry.Vllm(stage=40, params={"k": "top_k"}))
+class TopK:
+    """Keep the k likeliest tokens."""
+
+    class Options(registry.Options):
+        k: int = Field(ge=1, description="how many tokens stay; more than the vocabulary keeps all")
+
+    needs = Needs()
+    columns = {}
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        k_R = rows.option("k").long().clamp(max=x_RC.shape[1])
+        best_RK = x_RC.topk(int(k_R.max()), dim=1).values
+        cut_R1 = best_RK.gather(1, k_R[:, None] - 1)
+        return x_RC.masked_fill(x_RC < cut_R1, -math.inf)
