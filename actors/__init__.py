@@ -1,0 +1,1 @@
+"""Ray actors: a class is one owned resource."""

@@ -1,0 +1,1 @@
+"""Job graphs: a file is one pipeline over actors."""
