@@ -13,7 +13,7 @@ from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows
 
 
-@registry.register("samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=10, params={"value": "frequency_penalty"}))
+@registry.register("samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=12, params={"value": "frequency_penalty"}))
 class FrequencyPenalty:
     """Make tokens of the output less likely: subtract for each time a token occurs in the output."""
 

@@ -13,7 +13,7 @@ from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows
 
 
-@registry.register("samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=10, params={"value": "presence_penalty"}))
+@registry.register("samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=12, params={"value": "presence_penalty"}))
 class PresencePenalty:
     """Make tokens of the output less likely: subtract for a token that occurs in the output, once."""
 
