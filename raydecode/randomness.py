@@ -62,17 +62,23 @@ def _signed(word: int) -> int:
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def exponential(keys: Sequence[int], t: Sequence[int], size: int, stream: int = DRAW) -> Tensor:
-    """float32 [R, size] of exponential noise, row r keyed by (keys[r], stream, t[r]).
-
-    int32 arithmetic in place: multiplication wraps, and a logical right shift is an arithmetic one with a mask.
-    """
+def _words(keys: Sequence[int], t: Sequence[int], stream: int) -> tuple[Tensor, Tensor]:
+    """(k0, k1) of every row as int32 [R]."""
     import torch
 
     words = [derive(key, stream, step) for key, step in zip(keys, t, strict=True)]
-    low = torch.tensor([_signed(w & 0xFFFFFFFF) for w in words], dtype=torch.int32)[:, None]
-    high = torch.tensor([_signed(w >> 32) for w in words], dtype=torch.int32)[:, None]
-    x = _table(size)[None] ^ low
+    low = torch.tensor([_signed(w & 0xFFFFFFFF) for w in words], dtype=torch.int32)
+    high = torch.tensor([_signed(w >> 32) for w in words], dtype=torch.int32)
+    return low, high
+
+
+def _exponential_(x: Tensor, high: Tensor) -> Tensor:
+    """Table words, already xored with k0, to exponential noise; int32 in place.
+
+    Multiplication wraps, and a logical right shift is an arithmetic one with a mask.
+    """
+    import torch
+
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
     x ^= (x >> 15) & 0x1FFFF
@@ -85,8 +91,32 @@ def exponential(keys: Sequence[int], t: Sequence[int], size: int, stream: int = 
 
 
 def gumbel(keys: Sequence[int], t: Sequence[int], size: int, stream: int = DRAW) -> Tensor:
-    """float32 [R, size] of standard Gumbel noise: -log of `exponential`."""
-    return exponential(keys, t, size, stream).log_().neg_()
+    """float32 [R, size] of standard Gumbel noise; row r is keyed by (keys[r], stream, t[r])."""
+    low, high = _words(keys, t, stream)
+    return _exponential_(_table(size)[None] ^ low[:, None], high[:, None]).log_().neg_()
+
+
+def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int]) -> Tensor:
+    """int64 [R]: argmax_v(x + gumbel), the lowest id on ties; a row with one finite logit yields it whatever the noise.
+
+    Noise is made for kept tokens only where a truncation left few of them: same words, same bits, same token.
+    """
+    import torch
+
+    size = x_RV.shape[1]
+    kept_RV = x_RV > float("-inf")
+    row, token = kept_RV.nonzero(as_tuple=True)
+    if row.numel() * 4 > kept_RV.numel():
+        return gumbel(keys, t, size).add_(x_RV).argmax(1)
+    low, high = _words(keys, t, DRAW)
+    noise = _exponential_(_table(size)[token] ^ low[row], high[row]).log_().neg_()
+    score = noise.add_(x_RV[row, token])
+    best_R = score.new_full((x_RV.shape[0],), float("-inf")).scatter_reduce_(0, row, score, "amax")
+    wins = (score == best_R[row]).nonzero()[:, 0].flip(0)  # in row order, so the last write below is the lowest id
+    out = torch.zeros(x_RV.shape[0], dtype=torch.int64)
+    for r, v in zip(row[wins].tolist(), token[wins].tolist(), strict=True):
+        out[r] = v
+    return out
 
 
 def coin(key: int, t: int, index: int = 0) -> float:

@@ -1,0 +1,81 @@
+"""A lane: one model and its cache, as the loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from raydecode.contracts import Needs
+from raydecode.request import Prompt
+from raydecode.tree import TokenTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one slot, continuing the `start` tokens in its cache.
+
+    prefix: committed tokens, a chain, no logits wanted
+    tree:   hangs below the last prefix token, logits wanted at every node; None while a prompt is still being fed
+    """
+
+    slot: int
+    start: int
+    prefix: tuple[int, ...]
+    tree: TokenTree | None
+
+    def __len__(self) -> int:
+        return len(self.prefix) + (len(self.tree) if self.tree else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """An intervention at a site for some of the call's nodes (index over all chunks, prefix nodes included)."""
+
+    site: str
+    nodes: tuple[int, ...]
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D]."""
+
+    logits_MV: Tensor
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Lane(Protocol):
+    """Slots 0..slots-1, each with its own cache length.
+
+    Promise: a node's logits depend on the tokens on its path only, bit for bit where `promise` says so.
+    """
+
+    slots: int
+    context: int
+    eos: frozenset[int]
+    token_bytes: Sequence[bytes]
+    sites: frozenset[str]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; raises RowError."""
+        ...
+
+    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
+        """One ragged call. The cache of each slot then holds start + len(chunk) tokens until `keep` says which stay."""
+        ...
+
+    def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
+        """Keep `length` tokens and then the tree nodes of `path` (offsets behind `length`); drop the rest."""
+        ...
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Let `target` start with the first `length` tokens of `source`."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's cache."""
+        ...

@@ -1,0 +1,122 @@
+"""A running row, and the columns that samplers see of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydecode.events import Fault, FinishReason
+from raydecode.request import Card, DecodingSpec, Request, RowId
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sample in flight. Invariant between steps: context[cached:] is not in the cache and ends with the pending token.
+
+    context:  prompt and output ids
+    limit:    most output tokens after the overflow policy
+    sampler_state, monitor_state: one entry per card; the states of the text so far
+    leader:   the sample whose prefill this row waits to fork
+    history:  int64 buffer of `context`, kept only if a sampler needs it
+    """
+
+    id: RowId
+    request: Request
+    spec: DecodingSpec
+    key: int
+    context: list[int]
+    prompt_len: int
+    limit: int
+    sampler_state: list[dict[str, float]] = field(default_factory=list)
+    monitor_state: list[Any] = field(default_factory=list)
+    drafter_state: Any = None
+    slot: int = -1
+    cached: int = 0
+    leader: Row | None = None
+    replay: tuple[int, ...] = ()
+    history: Tensor | None = None
+    text: bytes = b""
+    shown: int = 0
+    logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
+    reason: FinishReason | None = None
+    fault: Fault | None = None
+    parked: bool = False
+    submitted_at: float = 0.0
+    admitted_at: float = 0.0
+    first_token_at: float = 0.0
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_failures: int = 0
+    replay_mismatches: int = 0
+    cached_at_start: int = 0
+
+    @property
+    def t(self) -> int:
+        """Output index of the next token."""
+        return len(self.context) - self.prompt_len
+
+    @property
+    def pending(self) -> int:
+        return self.context[-1]
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        return tuple(self.context[self.prompt_len :])
+
+    def append(self, token: int) -> None:
+        if self.history is not None:
+            if len(self.context) == self.history.numel():
+                self.history = torch.cat([self.history, torch.empty_like(self.history)])
+            self.history[len(self.context)] = token
+        self.context.append(token)
+
+    def keep_history(self) -> None:
+        """Start the buffer that `Needs.history` asks for."""
+        if self.history is None:
+            self.history = torch.empty(2 * len(self.context) + 16, dtype=torch.int64)
+            self.history[: len(self.context)] = torch.tensor(self.context)
+
+    def fail(self, stage: str, error: Exception) -> None:
+        """End this row, and only this one, with an error record."""
+        self.reason = "error"
+        kind, message = getattr(error, "kind", type(error).__name__), getattr(error, "message", str(error))
+        self.fault = Fault(getattr(error, "stage", stage), kind, message)
+
+
+class StageRows:
+    """`contracts.SamplerRows` over stage `cards[i]`, `states[i]` of row i."""
+
+    def __init__(self, rows: Sequence[Row], cards: Sequence[Card], states: Sequence[dict[str, float]]) -> None:
+        self._rows, self._cards, self._states = rows, cards, states
+
+    @property
+    def t_R(self) -> list[int]:
+        return [row.t for row in self._rows]
+
+    @property
+    def keys_R(self) -> list[int]:
+        return [row.key for row in self._rows]
+
+    @property
+    def prompt_len_R(self) -> list[int]:
+        return [row.prompt_len for row in self._rows]
+
+    @property
+    def history_R(self) -> list[Tensor]:
+        out = []
+        for row in self._rows:
+            row.keep_history()
+            assert row.history is not None
+            out.append(row.history[: len(row.context)])
+        return out
+
+    def option(self, name: str) -> Tensor:
+        return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32)
+
+    def state(self, name: str) -> Tensor:
+        return torch.tensor([state[name] for state in self._states], dtype=torch.float64)
