@@ -1,0 +1,98 @@
+"""The sampler chain of many rows at once: stage i of all rows, grouped by method.
+
+x_RV: float32 logits, R rows, V vocabulary, G rows of one group; -inf is "not allowed" and stays so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raydecode.contracts import Columns, Sampler
+from raydecode.engine.rows import Row, StageRows
+
+SamplerOf = Callable[[str], Sampler]
+
+
+@dataclass(slots=True)
+class Observation:
+    """A stage with state: its rows (indices) and their input logits, kept until the tokens are known."""
+
+    stage: int
+    method: Sampler
+    index: list[int]
+    x_GV: Tensor
+
+
+def shape(x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf) -> tuple[Tensor, list[Observation]]:
+    """Run every row's chain. A row whose method raises gets a fault; its logits are not read again."""
+    observations: list[Observation] = []
+    for stage in range(max((len(row.spec.sampler) for row in rows), default=0)):
+        groups: dict[str, list[int]] = {}
+        for r, row in enumerate(rows):
+            if stage < len(row.spec.sampler) and row.reason is None:
+                groups.setdefault(row.spec.sampler[stage].name, []).append(r)
+        for name, index in groups.items():
+            method, group = sampler(name), [rows[r] for r in index]
+            whole = len(index) == len(rows)
+            x_GV = x_RV if whole else x_RV[index]
+            if method.columns:
+                observations.append(Observation(stage, method, index, x_GV))
+
+            def run(part: list[int], method=method, group=group, x_GV=x_GV, stage=stage) -> Tensor:
+                x = x_GV if len(part) == len(group) else x_GV[part]
+                return method.shape(x, _stage_rows([group[i] for i in part], stage))
+
+            for part, y in _alone_if_it_raises(group, run):
+                if whole and len(part) == len(rows):
+                    x_RV = y
+                else:
+                    x_RV = x_RV.index_copy(0, torch.tensor([index[i] for i in part]), y)
+    return x_RV, observations
+
+
+def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: Tensor) -> None:
+    """Fold the chosen tokens into the samplers' state columns, between the draw and the token's event."""
+    for seen in observations:
+        live = [i for i, r in enumerate(seen.index) if rows[r].reason is None]
+        group = [rows[seen.index[i]] for i in live]
+        if not group:
+            continue
+        x_GV = seen.x_GV[live].double()
+        token_G = token_R[[seen.index[i] for i in live]]
+        own_logp_G = x_GV.gather(1, token_G[:, None])[:, 0] - x_GV.logsumexp(1)
+
+        def run(part: list[int], seen=seen, group=group, token_G=token_G, own_logp_G=own_logp_G) -> Columns:
+            stage_rows = _stage_rows([group[i] for i in part], seen.stage)
+            return seen.method.observe(stage_rows, token_G[part], own_logp_G[part])
+
+        for part, columns in _alone_if_it_raises(group, run):
+            for name, column in columns.items():
+                for i, value in zip(part, column.tolist(), strict=True):
+                    state = group[i].sampler_state
+                    state[seen.stage] = {**state[seen.stage], name: float(value)}
+
+
+def _stage_rows(rows: list[Row], stage: int) -> StageRows:
+    return StageRows(rows, [row.spec.sampler[stage] for row in rows], [row.sampler_state[stage] for row in rows])
+
+
+def _alone_if_it_raises(rows: list[Row], call: Callable) -> list[tuple[list[int], Tensor | Columns]]:
+    """call(all indices), or, where that raises, row by row, so that only the guilty row ends."""
+    every = list(range(len(rows)))
+    try:
+        return [(every, call(every))]
+    except Exception as error:  # a method's code may raise anything; its row pays, not the batch
+        if len(rows) == 1:
+            rows[0].fail("sampler", error)
+            return []
+    out: list[tuple[list[int], Tensor | Columns]] = []
+    for i in every:
+        try:
+            out.append(([i], call([i])))
+        except Exception as error:
+            rows[i].fail("sampler", error)
+    return out

@@ -1,0 +1,102 @@
+"""Every row's token tree: a replay, forced ids, a draft, or the pending token alone.
+
+A drafter is a cache: whatever it raises or returns, the text is the same. Failures mean no draft this step, counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raydecode.constraint import Constraint, compose
+from raydecode.contracts import Drafter, Monitor, RowView
+from raydecode.engine.rows import Row
+from raydecode.errors import RowError
+from raydecode.request import Card
+from raydecode.tree import TokenTree
+
+
+class Drafters:
+    """The drafters of one engine with their shared state."""
+
+    def __init__(self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], budget: int = 16) -> None:
+        self._of, self._monitors, self._budget = drafter, monitors, budget
+        self._shared: dict[str, Any] = {}
+
+    def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
+        """One valid tree per row, rooted at its pending token and no longer than the row may still become."""
+        trees = {row.id: TokenTree.root(row.pending) for row in rows}
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            known = self._known(row, eos)
+            if known:
+                trees[row.id] = TokenTree.chain((row.pending, *known))
+            elif row.spec.drafter and row.limit - row.t > 1:
+                groups.setdefault(repr(row.spec.drafter), []).append(row)
+        for group in groups.values():
+            trees |= self._propose(group)
+        return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
+
+    def observe(self, row: Row, record: Any) -> None:
+        """Let the row's drafter learn from what was verified."""
+        assert row.spec.drafter is not None
+        name = row.spec.drafter.name
+        try:
+            row.drafter_state = self._of(name).observe([record], self._share(name), row.spec.drafter.options)[0]
+        except Exception:
+            row.draft_failures += 1
+
+    def _known(self, row: Row, eos: frozenset[int]) -> tuple[int, ...]:
+        """Ids that will follow for certain (replay, forced) or probably (hint)."""
+        if row.t < len(row.replay):
+            return row.replay[row.t :]
+        if not row.spec.monitors:
+            return ()
+        try:
+            states = zip(row.spec.monitors, row.monitor_state, strict=True)
+            constraint = compose((self._monitors[c.name].constrain(s) for c, s in states), eos)
+        except Exception:
+            return ()  # the walk asks again and makes it the row's fault
+        if not isinstance(constraint, Constraint):
+            return ()
+        return (constraint.forced or constraint.hint)[: max(row.limit - row.t - 1, 0)]
+
+    def _propose(self, rows: list[Row]) -> dict[Any, TokenTree]:
+        card = rows[0].spec.drafter
+        assert card is not None
+        try:
+            views = [self._view(row, card) for row in rows]
+            budgets = [min(self._budget, row.limit - row.t - 1) for row in rows]
+            proposal = self._of(card.name).propose(views, budgets, self._share(card.name), card.options)
+            try:
+                wish = next(proposal)
+            except StopIteration as done:
+                proposed = zip(rows, done.value, budgets, strict=True)
+                return {row.id: tree.prune(budget + 1) if len(tree) > budget + 1 else tree for row, tree, budget in proposed}
+            raise RowError("drafter", "NoLane", f"{card.name} asks for a forward on lane '{wish.lane}', which is not here")
+        except Exception:
+            for row in rows:
+                row.draft_failures += 1
+            return {}
+
+    def _view(self, row: Row, card: Card) -> RowView:
+        context = tuple(row.context)
+        view = RowView(row.id, row.t, context, row.pending, row.prompt_len, row.drafter_state, row.limit - row.t)
+        if row.drafter_state is None:
+            row.drafter_state = self._of(card.name).open(view, card.options)
+        return view
+
+    def _share(self, name: str) -> Any:
+        if name not in self._shared:
+            self._shared[name] = self._of(name).open_shared()
+        return self._shared[name]
+
+    def _checked(self, row: Row, tree: TokenTree, vocab_size: int, eos: frozenset[int]) -> TokenTree:
+        try:
+            why = tree.check(vocab_size, eos) or ("wrong root" if tree.token[0] != row.pending else None)
+        except Exception as error:  # a drafter may return anything at all
+            why = str(error)
+        if why:
+            row.draft_failures += row.t >= len(row.replay)
+            return TokenTree.root(row.pending)
+        return tree

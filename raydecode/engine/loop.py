@@ -1,0 +1,317 @@
+"""The step: continuous batching over one lane. Read `step`; the rest is its vocabulary.
+
+Scheduling: rows are admitted in order of submission whenever a slot is free. A step feeds every running row: rows that
+decode one tree each, rows with an unread prompt a chunk of it, so that a long prompt never stalls the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raydecode import registry
+from raydecode.constraint import Pending
+from raydecode.contracts import Needs, StepRecord
+from raydecode.engine.admission import fit_prompt
+from raydecode.engine.draft import Drafters
+from raydecode.engine.host import ServiceHost
+from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.rows import Row
+from raydecode.engine.walk import Methods, Visit, walk
+from raydecode.errors import Refused, RowError
+from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent, TextEvent
+from raydecode.request import DecodingSpec, Request, RowId
+
+
+class Loop:
+    """An `Engine` over a `Lane`.
+
+    chunk:    most prompt tokens fed per step, over all rows
+    stream:   also send TextEvent and StepEvent
+    services: name -> function, for monitors that ask
+    given:    (room, name) -> live object, for methods that load something; others are made here, once
+    """
+
+    name = "loop"
+
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        chunk: int = 512,
+        stream: bool = False,
+        services: Mapping[str, Callable[[Any], Any]] | None = None,
+        given: Mapping[tuple[str, str], Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lane, self.chunk, self.stream, self.clock = lane, chunk, stream, clock
+        self.host = ServiceHost(lane.token_bytes, lane.eos, services)
+        self._live: dict[tuple[str, str], Any] = dict(given or {})
+        monitors = _ByName(lambda name: self.method("monitors", name))
+        self._methods = Methods(lambda name: self.method("samplers", name), monitors)
+        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors)
+        self._waiting: deque[Row] = deque()
+        self._running: list[Row] = []
+        self._free = list(reversed(range(lane.slots)))
+        self._outbox: list[Event] = []
+        self.steps = 0
+
+    # ------------------------------------------------------------------ the contract
+    def refuse(self, spec: DecodingSpec) -> Refused | None:
+        for room, cards in spec.cards().items():
+            for card in cards:
+                method = registry.get(room, card.name, f"decoding.{room}")
+                if room in ("searches", "interventions") or self.name not in method.engines:
+                    return Refused(
+                        f"the {self.name} engine does not host {room}/{card.name}", field=f"decoding.{room}", value=card.name,
+                        hint=f"engines that do: {', '.join(e for e in method.engines if e != self.name) or 'none yet'}",
+                    )  # fmt: skip
+        return None
+
+    def submit(self, request: Request) -> None:
+        try:
+            self._waiting.extend(self._rows_of(request))
+        except Exception as error:
+            row = Row(RowId(request.id), request, request.decoding, 0, [], 0, 0, submitted_at=self.clock())
+            row.fail("request", error)
+            self._outbox.append(self._outcome(row))
+
+    def step(self) -> list[Event]:
+        events, self._outbox = self._outbox, []
+        self._admit()
+        visits, chunks = self._plan()
+        if chunks:
+            outputs = self.lane.forward(chunks, Needs())
+            walk(visits, outputs, self._methods, self.host, events)
+            self._settle(visits, events)
+            self.steps += 1
+        self._expire()
+        self._retire(events)
+        return events
+
+    def cancel(self, id: str) -> None:
+        for row in [*self._waiting, *self._running]:
+            if row.id.request == id:
+                row.reason = "cancelled"
+        self._retire(self._outbox)
+
+    def wait(self, timeout_s: float) -> bool:
+        if self._outbox or not self._running or any(not row.parked for row in self._running):
+            return True
+        return self.host.wait(timeout_s)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running or self._outbox)
+
+    # ------------------------------------------------------------------ what callers may look at
+    @property
+    def waiting(self) -> int:
+        """Rows without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> tuple[RowId, ...]:
+        """Rows that hold a slot."""
+        return tuple(row.id for row in self._running)
+
+    def method(self, room: str, name: str) -> Any:
+        """The live object of a method; one per engine."""
+        if (room, name) not in self._live:
+            self._live[room, name] = registry.get(room, name).factory()
+        return self._live[room, name]
+
+    def check_integrity(self) -> None:
+        """Invariants, for tests and debugging: every slot is free or held by one row; contexts end with a pending token."""
+        held = [row.slot for row in self._running]
+        assert sorted(held + self._free) == list(range(self.lane.slots)), (held, self._free)
+        assert all(0 <= row.cached < len(row.context) for row in self._running)
+
+    # ------------------------------------------------------------------ the parts of a step
+    def _rows_of(self, request: Request) -> list[Row]:
+        spec = request.decoding
+        refused = self.refuse(spec)
+        if refused:
+            raise RowError("request", "Refused", str(refused))
+        ids = self.lane.encode(request.prompt)
+        fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, request.overflow)
+        if isinstance(fit, Fault):
+            raise RowError(fit.stage, fit.kind, fit.message)
+        ids = list(fit.cut(ids))
+        if request.resume and (spec.n > 1 or len(request.resume) > fit.max_tokens):
+            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        rows: list[Row] = []
+        for sample in range(spec.n):
+            row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens)
+            row.replay, row.submitted_at = request.resume, self.clock()
+            row.leader = rows[0] if rows else None
+            for card in spec.sampler:
+                columns = self.method("samplers", card.name).columns
+                row.sampler_state.append({name: float(start(card.options)) for name, start in columns.items()})
+            for card in spec.monitors:
+                row.monitor_state.append(self.method("monitors", card.name).open(request, self.host, card.options))
+            rows.append(row)
+        return rows
+
+    def _admit(self) -> None:
+        while self._waiting and self._free:
+            row = self._waiting.popleft()
+            row.slot, row.admitted_at = self._free.pop(), self.clock()
+            if row.leader and row.leader.cached >= row.prompt_len - 1:
+                self._fork(row)
+            self._running.append(row)
+
+    def _plan(self) -> tuple[list[Visit], list[Chunk]]:
+        """This step's chunks: whole trees for rows that decode, the prompt budget shared by rows that still read."""
+        budget, ready, reading = self.chunk, [], []
+        for row in self._running:
+            if row.leader or row.reason or (row.parked and self._still_parked(row)):
+                continue
+            unread = len(row.context) - 1 - row.cached
+            take = min(unread, budget)
+            budget -= take
+            if take == unread:
+                ready.append(row)
+            elif take:
+                reading.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : row.cached + take]), None))
+                row.cached += take
+        visits, chunks, base = [], [], 0
+        for row, tree in zip(ready, self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos), strict=True):
+            chunks.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : -1]), tree))
+            visits.append(Visit(row, tree, base))
+            row.cached = len(row.context) - 1
+            row.forwards += 1
+            base += len(tree)
+        return visits, chunks + reading
+
+    def _still_parked(self, row: Row) -> bool:
+        """Ask the monitors again; their answers are kept, so asking is free."""
+        monitors = self._methods.monitors
+        try:
+            asked = [monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)]
+        except Exception as error:
+            row.fail("monitor", error)
+            return True
+        row.parked = any(isinstance(answer, Pending) for answer in asked)
+        return row.parked
+
+    def _settle(self, visits: list[Visit], events: list[Event]) -> None:
+        """Keep accepted paths, let drafters learn, let samples that waited fork their leader's prompt."""
+        for visit in visits:
+            row, path = visit.row, tuple(visit.path)
+            self.lane.keep(row.slot, row.cached, path)
+            row.cached += len(path)
+            drafted, accepted = len(visit.tree) - 1, max(len(path) - 1, 0)
+            if not row.first_token_at and path:
+                row.first_token_at = self.clock()
+            row.drafted += drafted
+            row.accepted += accepted
+            if row.spec.drafter:
+                record = StepRecord(row.id, row.drafter_state, visit.tree, path, tuple(visit.emitted))
+                self._drafters.observe(row, record)
+            if self.stream:
+                name = row.spec.drafter.name if row.spec.drafter and drafted else None
+                events.append(StepEvent(row.id, row.t - len(path), visit.tree, path, tuple(visit.emitted), name))
+                self._show(row, events)
+        for row in self._running:
+            if row.leader and row.leader.cached >= row.prompt_len - 1:
+                self._fork(row)
+
+    def _fork(self, row: Row) -> None:
+        assert row.leader is not None
+        self.lane.fork(row.leader.slot, row.slot, row.prompt_len - 1)
+        row.cached = row.cached_at_start = row.prompt_len - 1
+        row.leader = None
+
+    def _expire(self) -> None:
+        for row in self._running:
+            if row.spec.deadline_s is not None and row.reason is None and self.clock() - row.admitted_at > row.spec.deadline_s:
+                row.fail("engine", RowError("engine", "Deadline", f"held its slot for more than {row.spec.deadline_s} s"))
+
+    def _retire(self, events: list[Event]) -> None:
+        """Free the slots of rows that ended; samples that waited for one of them read the prompt themselves."""
+        ended = [row for row in [*self._waiting, *self._running] if row.reason]
+        if not ended:
+            return
+        self._waiting = deque(row for row in self._waiting if not row.reason)
+        self._running = [row for row in self._running if not row.reason]
+        for row in ended:
+            if row.slot >= 0:
+                self.lane.release(row.slot)
+                self._free.append(row.slot)
+                row.slot = -1
+            if self.stream and row.reason != "cancelled":
+                self._show(row, events)
+            events.append(self._outcome(row))
+        for row in [*self._waiting, *self._running]:
+            if row.leader and row.leader.reason:
+                row.leader = None
+
+    def _outcome(self, row: Row) -> OutcomeEvent:
+        now = self.clock()
+        stats = RowStats(
+            prompt_tokens=row.prompt_len,
+            cached_tokens=row.cached_at_start,
+            forwards=row.forwards,
+            drafted=row.drafted,
+            accepted=row.accepted,
+            draft_failures=row.draft_failures,
+            replay_mismatches=row.replay_mismatches,
+            queued_s=(row.admitted_at or now) - row.submitted_at,
+            first_token_s=max(row.first_token_at - row.submitted_at, 0.0),
+            total_s=now - row.submitted_at,
+        )
+        assert row.reason is not None
+        outcome = OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
+        if not row.monitor_state:
+            return outcome
+        try:
+            states = zip(row.spec.monitors, row.monitor_state, strict=True)
+            reports = tuple(self._methods.monitors[c.name].close(s, outcome) for c, s in states)
+        except Exception as error:
+            row.fail("monitor", error)
+            return OutcomeEvent(row.id, "error", row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
+        return OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), reports, stats)
+
+    def _show(self, row: Row, events: list[Event]) -> None:
+        """Release the bytes that nothing can take back: no stop string begins there, no character is half written."""
+        end = len(row.text)
+        if not row.reason:
+            if row.spec.monitors:
+                return  # a verdict may cut any number of bytes
+            end -= _held_back(row.text, row.spec.stop)
+        if end > row.shown:
+            events.append(TextEvent(row.id, row.text[row.shown : end]))
+            row.shown = end
+
+
+class _ByName(dict):
+    """name -> live object, made on first use."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, name: str) -> Any:
+        self[name] = self._make(name)
+        return self[name]
+
+
+def _held_back(text: bytes, stops: tuple[bytes, ...]) -> int:
+    """Bytes at the end that may yet become a stop string or are the start of an unfinished UTF-8 character."""
+    held = 0
+    for stop in stops:
+        for n in range(min(len(stop) - 1, len(text)), held, -1):
+            if text.endswith(stop[:n]):
+                held = n
+                break
+    for back in range(1, min(4, len(text)) + 1):
+        byte = text[-back]
+        if byte >= 0xC0:
+            need = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return max(held, back) if need > back else held
+        if byte < 0x80:
+            break
+    return held

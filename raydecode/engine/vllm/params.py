@@ -1,0 +1,131 @@
+"""A row's `DecodingSpec` as vLLM's `SamplingParams`, or why not. Pure: knows cards and fields, imports no vLLM.
+
+vLLM 0.32 shapes logits in one fixed order (v1/sample/sampler.py; stage numbers are ours, from the cards):
+
+    10 repetition   12 frequency, presence   20 temperature   30 min_p   40 top_k   50 top_p   then the draw
+
+A chain maps if its stages never fall, no method occurs twice and no two methods set one field; without a temperature
+the field is set to 1. The engine knows no method: `registry.Vllm` on the card says which field an option becomes.
+
+Where the two engines' laws differ although the chain maps:
+  - top-k and top-p: of tokens with equal logits at the cut vLLM's top-p keeps some, ours all;
+  - vLLM's draw uses a generator of its own per request, seeded by the row's noise key: the same row gives the same
+    text in every batch of the same shape of logits, but not the text that the torch engine draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raydecode import registry
+from raydecode.errors import Refused, UserError
+from raydecode.request import Card, DecodingSpec
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "temperature": (0.01, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
+"""Fields whose range in vLLM is narrower than our option's. vLLM rejects a value above silently raises a temperature
+below 0.01 to 0.01; exactly 0 is greedy on both sides and allowed."""
+
+INSTEAD = {
+    "drafters": "vLLM's own speculation by engine.options.speculative_config, or engine torch",
+    "searches": "engine torch",
+    "monitors": "engine torch",
+    "interventions": "engine torch: vLLM runs the model where no tensor can be changed",
+}
+"""Rooms that vLLM cannot host, and what would work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """fields: arguments of SamplingParams. history: a stage looks at earlier output ids, so where output begins matters."""
+
+    fields: dict[str, Any]
+    history: bool
+
+    @property
+    def greedy(self) -> bool:
+        return self.fields["temperature"] == 0
+
+
+def refuse(spec: DecodingSpec) -> Refused | None:
+    """Why vLLM cannot host `spec`, naming the pair and what would work; None if it can."""
+    for room, cards in spec.cards().items():
+        if room in INSTEAD and cards:
+            kind = {"searches": "search"}.get(room, room.removesuffix("s"))
+            many = room in ("monitors", "interventions")
+            return Refused(
+                f"engine vllm cannot host {kind} '{cards[0].name}'",
+                field=f"decoding.{room if many else kind}{'[0].name' if many else '.name'}",
+                value=cards[0].name,
+                hint=f"what would work: {INSTEAD[room]}",
+            )
+    try:
+        map_chain(spec.sampler)
+    except Refused as refusal:
+        return refusal
+    except UserError as error:
+        return Refused(error.message, field=error.field, value=error.value, nearest=error.nearest, hint=error.hint)
+    return None
+
+
+def map_chain(chain: Sequence[Card]) -> Mapped:
+    """The chain as fields of SamplingParams; raises Refused for a chain that vLLM's order cannot give."""
+    fields: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    seen: list[registry.Method] = []
+    for i, card in enumerate(chain):
+        where = f"decoding.sampler[{i}]"
+        method = registry.get("samplers", card.name, f"{where}.name")
+        if method.vllm is None:
+            engines = ", ".join(method.engines) or "none"
+            raise _no(f"engine vllm has no sampler '{card.name}'", where, card, f"engines that have it: {engines}")
+        if any(method.name == earlier.name for earlier in seen):
+            raise _no(f"engine vllm applies '{card.name}' once, here it is the second", where, card, "use engine torch")
+        if seen and method.vllm.stage < _stage(seen[-1]):
+            raise _no(f"engine vllm applies '{card.name}' before '{seen[-1].name}'", where, card, _order(chain))
+        options = method.parse(card, where).options
+        given = {field: options[option] for option, field in method.vllm.params.items()} | dict(method.vllm.fixed)
+        for field, value in given.items():
+            if field in owner:
+                both = f"'{owner[field]}' and '{card.name}' are one setting of engine vllm ({field})"
+                raise _no(both, where, card, "keep one of them, or use engine torch")
+            _check_range(field, value, where, card)
+            owner[field] = card.name
+        fields |= given
+        seen.append(method)
+    return Mapped({"temperature": 1.0} | fields, any(method.needs.history for method in seen))
+
+
+def row_seed(noise_key: int) -> int:
+    """vLLM's seed of one sample: 63 bits of the row's noise key (vLLM reads -1 as "no seed")."""
+    return noise_key >> 1
+
+
+def _stage(method: registry.Method) -> int:
+    return method.vllm.stage if method.vllm else 0
+
+
+def _order(chain: Sequence[Card]) -> str:
+    """The order in which the same cards would map."""
+    known = [(card, registry.methods("samplers").get(card.name)) for card in chain]
+    ranked = sorted((_stage(method), i, card.name) for i, (card, method) in enumerate(known) if method and method.vllm)
+    return f"use engine torch, or the order that vLLM has: {', '.join(name for _, _, name in ranked)}"
+
+
+def _check_range(field: str, value: Any, where: str, card: Card) -> None:
+    low, high = LIMITS.get(field, (float("-inf"), float("inf")))
+    if not isinstance(value, int | float) or low <= value <= high or (field == "temperature" and value == 0):
+        return
+    near = min(max(value, low), high)
+    refusal = _no(f"engine vllm takes {field} from {low:g} to {high:g}, not {value:g}", where, card, "use engine torch")
+    refusal.nearest = f"{near:g}"
+    raise refusal
+
+
+def _no(message: str, where: str, card: Card, hint: str) -> Refused:
+    return Refused(message, field=where, value=card.name, hint=hint)

@@ -1,0 +1,205 @@
+"""The walk down the verified trees, by depth, batched over rows: the only place where a token is chosen.
+
+    constrain -> mask -> chain -> draw -> sampler.observe -> TokenEvent -> monitors.observe -> verdict -> stop or limit
+    -> is the token a drafted child?
+
+What is emitted is by construction what plain decoding would have emitted: a draft only decides whether the next
+position's logits are there already. Plain decoding is the walk over trees of one node, replay the walk along given ids.
+
+x_RV: float32 logits, R rows that walk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from raydecode.constraint import Constraint, Pending, Stop, compose
+from raydecode.contracts import Monitor
+from raydecode.engine import chain
+from raydecode.engine.host import ServiceHost
+from raydecode.engine.lane import Outputs
+from raydecode.engine.rows import Row
+from raydecode.errors import RowError
+from raydecode.events import Event, TokenEvent
+from raydecode.randomness import draw
+from raydecode.tree import TokenTree
+
+
+@dataclass(slots=True)
+class Visit:
+    """One row's way through its tree. base: the root's index among all logits; path: nodes where a token was chosen."""
+
+    row: Row
+    tree: TokenTree
+    base: int
+    node: int = 0
+    path: list[int] = field(default_factory=list)
+    emitted: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """Live objects by name, made on first use; one per engine."""
+
+    samplers: chain.SamplerOf
+    monitors: Mapping[str, Monitor]
+
+
+def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: ServiceHost, events: list[Event]) -> None:
+    """Choose tokens until every row ended, parked, or left its tree. Appends fold events; fills path and emitted."""
+    active = list(visits)
+    while active:
+        active, masks = _constrained(active, methods, host)
+        if not active:
+            return
+        rows = [visit.row for visit in active]
+        raw_RV = outputs.logits_MV[[visit.base + visit.node for visit in active]]
+        x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
+        shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers)
+        _refuse_empty(shaped_RV, rows)
+        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
+        for r, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+            if mask and mask.forced:
+                token_R[r] = mask.forced[0]
+            if row.t < len(row.replay):
+                row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
+                token_R[r] = row.replay[row.t]
+        chain.observe(observations, rows, token_R)
+        facts = _facts(raw_RV, rows, token_R)
+        onward = []
+        for r, visit in enumerate(active):
+            if visit.row.reason is None:
+                token = int(token_R[r])
+                event = TokenEvent(
+                    row=visit.row.id,
+                    t=visit.row.t,
+                    token=token,
+                    bytes=host.token_bytes[token],
+                    kept=kept_R[r],
+                    source="forced" if masks[r] and masks[r].forced else "sampled",
+                    **facts[r],
+                )
+                if _take(visit, event, methods, host, events):
+                    onward.append(visit)
+        active = onward
+
+
+def _constrained(
+    visits: list[Visit], methods: Methods, host: ServiceHost
+) -> tuple[list[Visit], list[Constraint | None]]:
+    """Rows that may go on, with their constraint. A row whose monitor waits for an answer is parked where it stands."""
+    free: list[Visit] = []
+    masks: list[Constraint | None] = []
+    for visit in visits:
+        row = visit.row
+        try:
+            asked = (methods.monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True))
+            constraint = compose(asked, host.eos) if row.spec.monitors else None
+        except Exception as error:
+            row.fail("monitor", error)
+            continue
+        row.parked = isinstance(constraint, Pending)
+        if not isinstance(constraint, Pending):
+            free.append(visit)
+            masks.append(constraint)
+    return free, masks
+
+
+def _masked(
+    raw_RV: Tensor, rows: Sequence[Row], masks: Sequence[Constraint | None], eos: frozenset[int]
+) -> tuple[Tensor, list[float]]:
+    """Logits with biases added and forbidden tokens at -inf, and -ln of the mass that stayed."""
+    if not any(masks):
+        return raw_RV, [0.0] * len(rows)
+    x_RV, kept_R = raw_RV.clone(), [0.0] * len(rows)
+    for r, mask in enumerate(masks):
+        if mask is None or mask.forced:
+            continue
+        for token, nats in mask.bias.items():
+            x_RV[r, token] += nats
+        if mask.allowed is not None:
+            allowed = sorted(mask.allowed)
+            if not allowed and mask.on_empty == "error":
+                rows[r].fail("monitor", RowError("monitor", "NothingAllowed", "the monitors' constraints leave no token"))
+            keep = torch.tensor(allowed or sorted(eos))
+            x_RV[r] = torch.full_like(x_RV[r], -math.inf).index_copy(0, keep, x_RV[r, keep])
+        kept_R[r] = max(float(raw_RV[r].logsumexp(0) - x_RV[r].logsumexp(0)), 0.0)
+    return x_RV, kept_R
+
+
+def _refuse_empty(shaped_RV: Tensor, rows: Sequence[Row]) -> None:
+    """A row with no finite logit, or a NaN, ends; drawing from it would mean nothing."""
+    best_R = shaped_RV.amax(1)  # NaN where any logit is
+    for r in (~torch.isfinite(best_R)).nonzero()[:, 0].tolist():
+        if rows[r].reason is None:
+            what = "NaN or +inf" if math.isnan(float(best_R[r])) or best_R[r] > 0 else "no token left"
+            rows[r].fail("sampler", RowError("sampler", "BadLogits", f"{what} at output index {rows[r].t}"))
+
+
+def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
+    """logp, top: of the raw model, for the rows that want them."""
+    facts: list[dict] = [{} for _ in rows]
+    want = [r for r, row in enumerate(rows) if row.spec.logprobs is not None and row.reason is None]
+    if want:
+        x_WV = raw_RV[want]
+        lse_W1 = x_WV.logsumexp(1, keepdim=True)
+        logp_W = (x_WV.gather(1, token_R[want][:, None]) - lse_W1)[:, 0].tolist()
+        width = max(rows[r].spec.logprobs or 0 for r in want)
+        top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None
+        for w, r in enumerate(want):
+            k = rows[r].spec.logprobs or 0
+            top = tuple(zip(top_WK.indices[w, :k].tolist(), top_WK.values[w, :k].tolist(), strict=True)) if top_WK else ()
+            facts[r] = {"logp": logp_W[w], "top": top}
+    return facts
+
+
+def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, events: list[Event]) -> bool:
+    """Make the token part of the row. True if the walk goes on at a drafted child."""
+    row, spec, token = visit.row, visit.row.spec, event.token
+    if event.t >= len(row.replay):
+        events.append(event)
+    row.append(token)
+    visit.path.append(visit.node)
+    visit.emitted.append(token)
+    if event.logp is not None:
+        row.logprobs.append((event.logp, event.top))
+    ends = token in spec.stop_tokens or (token in host.eos and not spec.ignore_eos)
+    if not ends:
+        row.text += event.bytes
+    try:
+        row.monitor_state = [
+            methods.monitors[c.name].observe(s, event) for c, s in zip(spec.monitors, row.monitor_state, strict=True)
+        ]
+        verdicts = [methods.monitors[c.name].verdict(s) for c, s in zip(spec.monitors, row.monitor_state, strict=True)]
+    except Exception as error:
+        row.fail("monitor", error)
+        return False
+    halt = next((v for v in verdicts if isinstance(v, Stop)), None)
+    cut = _first_stop(row.text, len(event.bytes), spec.stop) if spec.stop and not ends else -1
+    if ends:
+        row.reason = "stop" if token in spec.stop_tokens else "eos"
+    elif cut >= 0:
+        row.reason, row.text = "stop", row.text[:cut]
+    elif halt:
+        row.reason, row.text = "monitor", row.text[: len(row.text) - halt.cut_bytes]
+    elif row.t >= row.limit:
+        row.reason = "length"
+    if row.reason:
+        return False
+    child = visit.tree.child(visit.node, token)
+    if child is None:
+        return False
+    visit.node = child
+    return True
+
+
+def _first_stop(text: bytes, new: int, stops: tuple[bytes, ...]) -> int:
+    """Where the first stop string that the `new` last bytes complete begins, or -1."""
+    start = max(0, len(text) - new - max(map(len, stops)) + 1)
+    found = [at for stop in stops if (at := text.find(stop, start)) >= 0]
+    return min(found, default=-1)
