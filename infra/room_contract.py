@@ -1,16 +1,17 @@
 """An import-linter contract that reads like the table "Who may import whom" in docs/architecture.md.
 
-import-linter's own contracts say what is forbidden. The table says what is allowed, and a list of the forbidden rest would
-have to grow in twelve places with every new room. Each line of `table` is `rooms: what they may import`:
+import-linter's own contracts say what is forbidden. The table says what is allowed, and a list of the forbidden rest
+would have to grow in twelve places with every new room. Each line of `table` is `rooms: what they may import`:
 
-    samplers monitors searches: hall contracts registry
-    assemble conformance: library -ray
+    samplers: hall contracts registry
+    assemble conformance: library
+    pipelines: library actors ray
 
-A room is a module or package of `raydecode`, one of the other top-level packages, or a group named in `groups`. The rooms of
-one line may not import each other; every room may import itself. `library` stands for every room under `raydecode` but
-`cli`. Packages from outside are free, except those in `guarded`: only rooms whose line names them may import these.
-A line that names `only` as well may import no package from outside but the standard library and the guarded or plain
-names on the line.
+A room is a module or package of `raydecode`, or one of the other top-level packages. `hall` is the group of modules
+given by the option of that name; `library` stands for every room under `raydecode` but `cli`. A room may always import
+itself; the rooms of one line may not import each other unless it names them. Packages from outside are free, except the
+`guarded` ones: a line must name these. A line with the word `only` may import nothing else from outside than what it
+names and the standard library.
 """
 
 from __future__ import annotations

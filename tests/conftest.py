@@ -1,7 +1,7 @@
 """What several test folders need: quiet, bounded processes, the quickstart model, one Ray session, shared data.
 
-The environment is set before torch or Ray is imported. One thread per process: two-thread torch steps become 5 to 25 times
-slower as soon as a neighbour takes one of two cores (OpenMP barriers), and Ray tests run several processes.
+The environment is set before torch or Ray is imported. One thread per process: two-thread torch steps become 5 to 25
+times slower as soon as a neighbour takes one of two cores (OpenMP barriers), and Ray tests run several processes.
 """
 
 import logging

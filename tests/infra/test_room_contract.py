@@ -6,7 +6,13 @@ from importlinter import Contract
 
 from infra.room_contract import RoomContract, read_table
 
-TABLE = ["hall: only numpy", "samplers monitors: hall", "assemble: library", "cli: library cli actors ray", "actors: library ray"]
+TABLE = [
+    "hall: only numpy",
+    "samplers monitors: hall",
+    "assemble: library",
+    "cli: library cli actors ray",
+    "actors: library ray",
+]
 
 
 def contract(table: list[str] = TABLE) -> Contract:
@@ -62,7 +68,7 @@ def test_refused(importer: str, imported: str, why: str) -> None:
 
 
 def test_a_room_that_stands_twice_is_an_error() -> None:
-    with pytest.raises(ValueError, match="stand twice.*samplers"):
+    with pytest.raises(ValueError, match=r"stand twice.*samplers"):
         read_table(["samplers: hall", "samplers monitors: hall", "hall:"], [])
 
 
