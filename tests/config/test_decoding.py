@@ -1,0 +1,85 @@
+"""One meaning of `decoding`: job, row, record; and what a row may use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from raydecode.config import Roster, decoding_json, parse_decoding
+from raydecode.errors import UserError
+from raydecode.request import Card, DecodingSpec
+
+BASE = parse_decoding({"seed": 7, "max_tokens": 9, "sampler": [{"name": "top_p", "p": 0.9}], "stop": ["\n"]})
+
+
+def test_a_rows_keys_replace_the_jobs():
+    spec = parse_decoding('{"sampler": "greedy", "seed": 8}', BASE)
+    assert spec.sampler == (Card("greedy", {}),) and spec.seed == 8
+    assert spec.max_tokens == 9 and spec.stop == (b"\n",)
+
+
+def test_nulls_of_a_struct_are_not_given():
+    row = {"seed": None, "sampler": [{"name": "top_p", "p": 0.5, "k": None}], "monitors": None, "search": None}
+    spec = parse_decoding(row, BASE)
+    assert spec.seed == 7 and spec.sampler == (Card("top_p", {"p": 0.5}),)
+
+
+def test_none_switches_off():
+    assert parse_decoding({"drafter": "none", "search": "none", "sampler": "none"}, BASE).sampler == ()
+
+
+def test_no_drafter_is_registered_so_auto_means_none(monkeypatch):
+    from raydecode import registry
+
+    monkeypatch.setitem(registry._methods, "drafters", {})
+    assert parse_decoding({"drafter": "auto"}).drafter is None
+
+
+def test_record_round_trip():
+    assert parse_decoding(json.dumps(decoding_json(BASE))) == BASE
+    assert parse_decoding(decoding_json(DecodingSpec())) == DecodingSpec()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("{", "decoding: not JSON"),
+        ("[1]", "decoding: needs a mapping, got a list"),
+        ('{"max_token": 3}', "decoding.max_token: no key 'max_token' here\n  nearest: max_tokens"),
+        ('{"sampler": "top_k"}', "decoding.sampler.k: top_k needs this option"),
+        ('{"roster": {}}', "decoding.roster: only the job may set this"),
+        ('{"overflow": "error"}', "decoding.overflow: only the job may set this"),
+        ('{"sampler": ["greedy", "grdy"]}', "decoding.sampler[1]: no sampler 'grdy'"),
+    ],
+)
+def test_what_is_said_about_a_wrong_row(value, says):
+    with pytest.raises(UserError) as caught:
+        parse_decoding(value, BASE)
+    assert says in str(caught.value)
+
+
+def test_where_names_the_place():
+    with pytest.raises(UserError, match=r"rows\[3\]\.decoding\.sampler"):
+        parse_decoding({"sampler": "nope"}, where="rows[3].decoding")
+
+
+def test_roster_without_names_allows_what_loads_nothing():
+    Roster(own=BASE.cards()).check(parse_decoding({"sampler": "greedy"}))
+
+
+def test_roster_with_names_allows_those_and_the_jobs_own():
+    roster = Roster(own=BASE.cards(), named={"samplers": (Card("top_k"),)})
+    roster.check(BASE)
+    roster.check(parse_decoding({"sampler": {"name": "top_k", "k": 3}}))
+    with pytest.raises(UserError) as caught:
+        roster.check(parse_decoding({"sampler": "greedy"}))
+    assert "samplers/greedy is not on the job's roster" in str(caught.value) and "top_p, top_k" in str(caught.value)
+
+
+def test_importing_the_room_is_cheap():
+    code = "import sys, raydecode.config; print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'pyarrow') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
