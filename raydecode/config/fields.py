@@ -5,7 +5,7 @@ Strict: `"64"` is not a number, `1` is not a flag; unknown keys are refused with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
@@ -153,3 +153,17 @@ def _section(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel
         options = [found.annotation, *get_args(found.annotation)] if found else []
         at = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return at
+
+
+def located(error: UserError, places: Mapping[str, str]) -> UserError:
+    """The same error with the place in the file of the field, or of the nearest section around it."""
+    field = error.field or ""
+    while field and field not in places:
+        cut = max(field.rfind("."), field.rfind("["))
+        field = field[:cut] if cut > 0 else ""
+    place = places.get(field) if field else None
+    if place is None or place in error.message:
+        return error
+    return type(error)(
+        f"{error.message} ({place})", field=error.field, value=error.value, nearest=error.nearest, hint=error.hint
+    )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
-from raydecode.config.fields import Count, Positive, Section, Strings
+from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
 from raydecode.request import DecodingSpec, Json
 
@@ -261,6 +261,6 @@ class JobConfig(Section):
             "output": {"columns": whole["output"]["columns"]},
         }
 
-    def place(self, field: str | None) -> str | None:
-        """Where a field stands in the file the job came from: "job.yaml, line 14"; None when unknown."""
-        return self._lines.get(field or "")
+    def locate(self, error: UserError) -> UserError:
+        """The error with the place of its field in the file the job came from: "(job.yaml, line 14)"."""
+        return located(error, self._lines)

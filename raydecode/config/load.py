@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from raydecode.config.fields import complaint, dotted, kind
+from raydecode.config.fields import complaint, dotted, kind, located
 from raydecode.config.job import JobConfig
 from raydecode.errors import UserError, nearest
 
@@ -55,20 +55,6 @@ def parse_job(text: str, overrides: Sequence[str] = (), name: str = "job.yaml") 
         raise located(error, places) from None
     job._lines = places
     return job
-
-
-def located(error: UserError, places: Mapping[str, str]) -> UserError:
-    """The same error with the place in the file of the field, or of the nearest section around it."""
-    field = error.field or ""
-    while field and field not in places:
-        cut = max(field.rfind("."), field.rfind("["))
-        field = field[:cut] if cut > 0 else ""
-    place = places.get(field) if field else None
-    if place is None or place in error.message:
-        return error
-    return type(error)(
-        f"{error.message} ({place})", field=error.field, value=error.value, nearest=error.nearest, hint=error.hint
-    )
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, dict[str, str]]:

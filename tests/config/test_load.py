@@ -162,12 +162,10 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
     assert caught.value.nearest == "job.yaml"
 
 
-def test_the_place_of_a_field_stays_known():
+def test_later_errors_name_the_line_too():
     job = parse_job(JOB, ["actors.max=2"])
-    assert job.place("input.path") == "job.yaml, line 3"
-    assert job.place("actors.max") == "the command line"
-    assert job.place("actors.min") == "job.yaml, line 14"
-    assert job.place("no.such") is None
+    places = [job.locate(UserError("wrong", field=field)).message for field in ("input.path", "actors.max", "x", None)]
+    assert places == ["wrong (job.yaml, line 3)", "wrong (the command line)", "wrong", "wrong"]
 
 
 def test_identity_is_what_the_texts_depend_on(tmp_path):
