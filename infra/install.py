@@ -185,6 +185,12 @@ def install(extras: set[str]) -> None:
     say(f"ready in {time.monotonic() - started:.0f} s")
 
 
+def excluded() -> list[str]:
+    """The packages that the overrides take out on a CPU machine."""
+    lines = OVERRIDES.read_text(encoding="utf-8").splitlines()
+    return [line.split(";")[0].strip() for line in lines if line and not line.startswith("#")]
+
+
 def project(extras: Iterable[str]) -> str:
     chosen = ",".join(sorted(extras))
     return f".[{chosen}]" if chosen else "."
@@ -214,8 +220,7 @@ def with_pip(python: Path, extras: set[str], settings: Mapping[str, str]) -> Non
     limits = ["--constraint", str(CONSTRAINTS[target(extras)])]
     run([*pip, "install", *limits, "--editable", project(extras)], env, "read pip's message above")
     if target(extras) == "cpu":
-        excluded = [line.split(";")[0].strip() for line in OVERRIDES.read_text().splitlines() if ";" in line]
-        run([*pip, "uninstall", "--quiet", "--yes", *excluded], env, "remove these packages by hand")
+        run([*pip, "uninstall", "--quiet", "--yes", *excluded()], env, f"remove {', '.join(excluded())} by hand")
 
 
 def lock() -> None:
