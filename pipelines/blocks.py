@@ -77,7 +77,8 @@ def _units(units: Sequence[Span], read: Callable[[Span], pa.Table]) -> Any:
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [ReadTask(lambda unit=unit: [label(read(unit), unit)], BlockMetadata(None, None, None, None)) for unit in units]
+            unknown = BlockMetadata(None, None, None, None)
+            return [ReadTask(lambda unit=unit: [label(read(unit), unit)], unknown) for unit in units]
 
     return Units()
 

@@ -1,0 +1,229 @@
+"""The ledger of a job as an actor: a lock, two threads and a way out around `raydecode.corpus.ledger.Ledger`.
+
+Every decision is the core's. Here: messages take the lock, a feeder thread offers it blocks (pulling outside the
+lock, so that a slow read delays no commit), a keeper thread ticks it every second, and the process ends when the log
+says that another run took over, or when the driver is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raydecode.corpus.inputs import Corpus
+from raydecode.corpus.intervals import Span
+from raydecode.corpus.ledger import Kill, Ledger, Limits, Orders, Progress, Reply
+from raydecode.corpus.log import Fenced, Log, Owner
+from raydecode.corpus.messages import Cause, Committed, Refused
+from raydecode.corpus.records import PartMeta, State
+from raydecode.corpus.storage import open_storage
+from raydecode.errors import JobError
+
+TICK_S = 1.0
+DEFAULT = Limits()
+LAST_WORDS_S = 1.0  # answers on their way still leave the process
+Call = Callable[..., Any]
+"""`call(method, *arguments)` of a ledger, answer included."""
+
+Blocks = Callable[[Corpus, Sequence[Span]], Iterator[tuple[Any, Span]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The output is ours. rows: committed before; units: what is left."""
+
+    attempt: int
+    rows: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the keeper in the driver needs every moment. kills: workers to kill, once each, with the reason."""
+
+    progress: Progress
+    kills: tuple[Kill, ...]
+
+
+class LedgerActor:
+    """output: url of the output folder
+    corpus: what the units are read from
+    blocks: units -> (reference, unit), in any order; the job graph's reading side
+    plan:   (corpus, state of the log) -> the units that are left
+    exit:   ends the process; tests put another end
+    """
+
+    def __init__(
+        self, output: str, corpus: Corpus, blocks: Blocks, plan: Callable[[Corpus, State], Sequence[Span]],
+        limits: Limits = DEFAULT, exit: Callable[[int], None] = os._exit,
+    ) -> None:  # fmt: skip
+        self._storage, self._corpus, self._blocks, self._plan = open_storage(output), corpus, blocks, plan
+        self._limits, self._exit = limits, exit
+        self._lock, self._pulled = threading.RLock(), threading.Event()
+        self._kills: list[Kill] = []
+        self._ledger: Ledger | None = None
+        self._began = time.time()
+
+    def open(
+        self, job: Mapping[str, Any], schema: str, owner: Owner, *, takeover: bool = False, overwrite: bool = False
+    ) -> Opened:
+        """Take the output over, plan what is left, begin to read. Raises UserError and JobError of the log."""
+        log = Log.open(
+            self._storage, job=job, inputs=self._corpus.files, schema=schema, now=time.time, owner=owner,
+            takeover=takeover, overwrite=overwrite,
+        )  # fmt: skip
+        logged, ours = ({one.number: one.path for one in files} for files in (log.state.inputs, self._corpus.files))
+        if logged != ours:
+            raise JobError(f"{self._storage.url}: another run added input files just now; run the command again")
+        units = self._plan(self._corpus, log.state)
+        self._ledger = Ledger(log, units, time.monotonic, self._limits, self._finish)
+        for target, arguments in ((self._feed, (units,)), (self._keep, (owner,))):
+            threading.Thread(target=target, args=arguments, name=target.__name__, daemon=True).start()
+        return Opened(log.attempt, log.state.rows, len(units))
+
+    # ------------------------------------------------------------------ workers
+    def next(self, worker: str, ticket: int) -> Reply:
+        with self._lock:
+            reply = self._core.next(worker, ticket)
+        self._pulled.set()
+        return reply
+
+    def report(
+        self, worker: str, started: Iterable[Span], finished: Iterable[Span], tokens: int, waiting: int, step_s: float | None
+    ) -> Orders:
+        """Rows that are about to enter slots (they may, once this returns), rows that left them, and a sign of life."""
+        with self._lock:
+            self._core.started(worker, started)
+            self._core.finished(worker, finished)
+            return self._core.beat(worker, tokens, waiting, step_s)
+
+    def returned(self, worker: str, rows: Iterable[Span]) -> None:
+        with self._lock:
+            self._core.returned(worker, rows)
+
+    def probed(self, worker: str, group: int) -> None:
+        with self._lock:
+            self._core.probed(worker, group)
+
+    def commit(self, worker: str, parts: Sequence[PartMeta]) -> Committed | Refused:
+        with self._lock, self._fence():
+            return self._core.commit(worker, parts)
+
+    def leave(self, worker: str) -> None:
+        with self._lock:
+            self._core.leave(worker)
+
+    # ------------------------------------------------------------------ the keeper in the driver
+    def look(self) -> Look:
+        with self._lock:
+            kills, self._kills = tuple(self._kills), []
+            return Look(self._core.progress(), kills)
+
+    def drain(self, worker: str) -> None:
+        with self._lock:
+            self._core.drain(worker)
+
+    def died(self, worker: str, cause: Cause, message: str) -> None:
+        with self._lock, self._fence():
+            self._core.on_death(worker, cause, message)
+
+    def start_failed(self, message: str) -> None:
+        with self._lock:
+            self._core.on_start_failure(message)
+
+    def close(self) -> None:
+        """Nothing will be committed any more: the next run need not wait for this one's heartbeat to grow old."""
+        with self._lock:
+            self._core.log.beat(0, closed=True)
+
+    # ------------------------------------------------------------------ threads
+    def _feed(self, units: Sequence[Span]) -> None:
+        failed = None
+        try:
+            for ref, unit in self._blocks(self._corpus, units):
+                with self._lock:
+                    self._core.offer(ref, unit)
+                if not self._until_hungry():
+                    return
+        except Exception as error:  # workers read the rest themselves
+            failed = f"{type(error).__name__}: {error}"
+            print(f"the reading side failed, the actors read on: {failed}", file=sys.stderr)
+        with self._lock:
+            self._core.end_of_input(failed)
+
+    def _until_hungry(self) -> bool:
+        """False when the job has ended."""
+        while True:
+            self._pulled.clear()
+            with self._lock:
+                if self._core.hungry():
+                    return True
+                if self._core.progress().ended:
+                    return False
+            self._pulled.wait(TICK_S)
+
+    def _keep(self, owner: Owner) -> None:
+        while True:
+            time.sleep(TICK_S)
+            if owner.alive() is False:
+                self._exit(1)
+                return
+            try:
+                with self._lock, self._fence():
+                    orders = self._core.tick()
+                    self._kills += [one for one in orders if isinstance(one, Kill)]
+            except Fenced:
+                return
+            except OSError as error:
+                print(f"heartbeat: {error}", file=sys.stderr)
+
+    def _fence(self) -> _Fence:
+        return _Fence(self._exit)
+
+    def _finish(self) -> dict[str, Any]:
+        return {"seconds": round(time.time() - self._began, 3), "ended_at": time.time()}
+
+    @property
+    def _core(self) -> Ledger:
+        assert self._ledger is not None, "open() comes first"
+        return self._ledger
+
+
+class Remote:
+    """A ledger behind an actor handle, as workers and driver call it: method by name, answer included.
+
+    Raises what the method raised, as it was; RayActorError when there is no ledger any more.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self.handle, method).remote(*arguments, **options))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+class _Fence:
+    """Whoever finds the log taken over says so, gives the answers on their way a moment, and ends the process."""
+
+    def __init__(self, exit: Callable[[int], None]) -> None:
+        self._exit = exit
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Fenced):
+            print(error, file=sys.stderr)
+            timer = threading.Timer(LAST_WORDS_S, self._exit, (1,))
+            timer.daemon = True
+            timer.start()

@@ -1,0 +1,137 @@
+"""The generation actors of a job: started, watched and replaced here, never by Ray.
+
+Ray restarts an actor in place and sends its call again, for ever if need be: a row that kills engines would never be
+found, and an old process and its successor would bear one name. So `max_restarts=0`, every process has a name of its
+own, and a death is told to the ledger before a replacement starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.generation import EngineDied
+from actors.ledger import Call
+from raydecode.corpus.messages import Cause
+from raydecode.errors import JobError, UserError
+
+STACKS_S = 5.0
+
+
+@dataclass(slots=True)
+class _Member:
+    name: str
+    handle: Any
+    starting: Any  # reference to start()'s answer, then None
+    running: Any = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> Any:
+        return self.starting if self.starting is not None else self.running
+
+
+class Pool:
+    """spawn: name -> actor handle (GenerationActor)
+    size:   how many to keep alive
+    ledger: where deaths are told
+    """
+
+    def __init__(self, spawn: Callable[[str], Any], size: int, ledger: Call, prefix: str = "w") -> None:
+        self._spawn, self._size, self._ledger, self._prefix = spawn, size, ledger, prefix
+        self._members: dict[str, _Member] = {}
+        self._number = 0
+        self.about: dict[str, dict[str, Any]] = {}
+
+    def poll(self) -> None:
+        """Start what is missing, notice what has started, left or died. Raises what ends the job."""
+        import ray
+
+        while len(self._members) < self._size:
+            self._start()
+        refs = {member.pending: member for member in self._members.values()}
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in ready:
+            self._advance(refs[ref], ref)
+
+    def kill(self, name: str, reason: str) -> None:
+        """On the watchdog's order. Its stacks go into the message while it can still tell them."""
+        import ray
+
+        member = self._members.get(name)
+        if member is None:
+            return
+        try:
+            stacks = ray.get(member.handle.stacks.remote(), timeout=STACKS_S)
+        except Exception as error:
+            stacks = f"(no stacks: {type(error).__name__})"
+        print(f"worker {name}: {reason}\n{stacks}", file=sys.stderr)
+        self._bury(member, "watchdog", f"{reason}\n{stacks}")
+
+    def close(self, patience_s: float) -> None:
+        """Let the actors commit and leave, then end those that did not."""
+        import ray
+
+        refs = [member.running for member in self._members.values() if member.starting is None]
+        if refs and patience_s > 0:
+            ray.wait(refs, num_returns=len(refs), timeout=patience_s)
+        for member in self._members.values():
+            ray.kill(member.handle, no_restart=True)
+        self._members.clear()
+
+    def _start(self) -> None:
+        self._number += 1
+        name = f"{self._prefix}{self._number}"
+        handle = self._spawn(name)
+        self._members[name] = _Member(name, handle, handle.start.remote())
+
+    def _advance(self, member: _Member, ref: Any) -> None:
+        import ray
+
+        try:
+            answer = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            self._failed(member, error)
+            return
+        if member.starting is not None:
+            self.about[member.name] = answer
+            member.starting, member.running = None, member.handle.run.remote()
+        else:  # it left in peace; if rows are still missing, the next poll starts another
+            ray.kill(member.handle, no_restart=True)
+            del self._members[member.name]
+            if answer == "finished":
+                self._size = len(self._members)
+
+    def _failed(self, member: _Member, error: Exception) -> None:
+        raised = getattr(error, "cause", None)
+        if isinstance(raised, UserError | JobError):
+            raise raised
+        self._bury(member, *cause_of(error))
+
+    def _bury(self, member: _Member, cause: Cause, message: str) -> None:
+        import ray
+
+        ray.kill(member.handle, no_restart=True)
+        del self._members[member.name]
+        if member.starting is not None:
+            self._ledger("start_failed", message)
+        else:
+            self._ledger("died", member.name, cause, message)
+
+
+def cause_of(error: Exception) -> tuple[Cause, str]:
+    """Why an actor is gone. Only `crash` blames rows: what a node or the machine's memory does says nothing of them."""
+    import ray
+
+    raised = getattr(error, "cause", None)
+    if raised is not None:  # an exception in the actor's own code
+        text = str(raised) if isinstance(raised, EngineDied) else f"{type(raised).__name__}: {raised}"
+        return "crash", text
+    text = str(error)
+    if getattr(error, "preempted", False) or "its node has died" in text or "node was terminated" in text:
+        return "node_loss", text
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
+        return "memory", text
+    return "crash", text

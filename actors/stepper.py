@@ -1,0 +1,120 @@
+"""An engine on a thread of its own: rows in, outcomes out, a step whenever something runs.
+
+The thread never waits for anybody: it takes what `feed` has put there, steps, and leaves what ended in a box. Rows
+enter the engine only when it has a slot for them, so that "in a slot" is known outside (blame after a crash needs it).
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from raydecode.contracts import Engine
+from raydecode.events import OutcomeEvent, TokenEvent
+from raydecode.request import Request
+
+
+class Stepper:
+    """engine: built in the caller's thread, used by the stepper's alone from `start` on.
+
+    wake: called from the engine's thread when outcomes lie ready or it has room and nothing to run
+    """
+
+    def __init__(self, engine: Engine, slots: int, wake: Callable[[], None]) -> None:
+        self.engine, self.slots, self._wake = engine, slots, wake
+        self.tokens = 0
+        self.starved = 0  # steps begun with a free slot and nothing fed: the announcements were too few
+        self.failure: str | None = None
+        self._fed: deque[Request] = deque()
+        self._ended: deque[tuple[str, list[OutcomeEvent]]] = deque()
+        self._open: dict[str, tuple[Request, list[OutcomeEvent]]] = {}
+        self._held = 0  # samples in the engine
+        self._steps: deque[float] = deque(maxlen=101)
+        self._more = threading.Event()
+        self._thread = threading.Thread(target=self._guarded, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def feed(self, requests: Iterable[Request]) -> None:
+        """Rows that may enter a slot at any time from now on."""
+        self._fed.extend(requests)
+        self._more.set()
+
+    def ended(self) -> list[tuple[str, list[OutcomeEvent]]]:
+        """(request id, its samples' outcomes in order) of every row that left since the last call."""
+        return [self._ended.popleft() for _ in range(len(self._ended))]
+
+    @property
+    def fed(self) -> int:
+        """Rows given to `feed` that have no slot yet."""
+        return len(self._fed)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing fed, nothing running, nothing to collect."""
+        return not (self._fed or self._open or self._ended)
+
+    @property
+    def step_s(self) -> float | None:
+        """Median of the last hundred steps."""
+        return statistics.median(list(self._steps)) if self._steps else None
+
+    def _guarded(self) -> None:
+        try:
+            while True:
+                self._more.clear()
+                self._admit()
+                if not self._open:
+                    self._wake()
+                    self._more.wait(1.0)
+                elif self.engine.wait(0.1):
+                    self._step()
+        except BaseException:
+            self.failure = traceback.format_exc()
+            self._wake()
+
+    def _admit(self) -> None:
+        while self._fed and (not self._held or self._held + self._fed[0].decoding.n <= self.slots):
+            request = self._fed[0]
+            self._open[request.id] = (request, [])
+            self._fed.popleft()  # after `_open` has it: `idle` must not see the row nowhere
+            self._held += request.decoding.n
+            self.engine.submit(request)
+        if not self._fed and self._held < self.slots:
+            self.starved += 1
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        events = self.engine.step()
+        self._steps.append(time.perf_counter() - began)
+        ended = False
+        for event in events:
+            match event:
+                case TokenEvent():
+                    self.tokens += 1
+                case OutcomeEvent():
+                    ended |= self._collect(event)
+        if ended:
+            self._wake()
+
+    def _collect(self, outcome: OutcomeEvent) -> bool:
+        """True when this was the last sample of its row."""
+        id = outcome.row.request
+        if id not in self._open:
+            return False
+        request, samples = self._open[id]
+        samples.append(outcome)
+        whole = outcome.reason == "error" and not outcome.stats.prompt_tokens  # refused at once: one outcome for all
+        if len(samples) < request.decoding.n and not whole:
+            self._held -= 1
+            return False
+        self._held -= request.decoding.n - (len(samples) - 1)
+        samples.sort(key=lambda one: one.row.sample)
+        self._ended.append((id, samples))
+        del self._open[id]
+        return True

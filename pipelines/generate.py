@@ -1,0 +1,278 @@
+"""A corpus through a model: `run(job)`.
+
+    plan (driver)     log -> what is done -> units that are left
+    Ray Data          read, parse, render, shard into blocks                      pipelines/blocks.py
+    ledger (1 actor)  who runs what; blame; the log                               actors/ledger.py
+    generation actors pull blocks, generate, write parts                          actors/generation.py
+    this process      keeps the pool alive, watches, reports                      actors/pool.py
+
+The same call again goes on where the last one ended, whatever ended it. A finished job is answered from the log,
+without Ray. A run that is killed anywhere loses no row and doubles none: specs in raydecode/corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from actors.generation import GenerationActor
+from actors.ledger import LedgerActor, Opened, Remote
+from actors.pool import Pool
+from actors.prepare import Prepare, read_ready
+from actors.rows import EXTRA, output_columns
+from raydecode.config import JobConfig
+from raydecode.corpus.discover import discover
+from raydecode.corpus.inputs import Corpus, open_corpus, plan_units
+from raydecode.corpus.intervals import Span
+from raydecode.corpus.ledger import Limits, Progress
+from raydecode.corpus.log import Fenced, Owner, finished, replay
+from raydecode.corpus.records import State, schema_to_text
+from raydecode.corpus.rows import OutputSchema
+from raydecode.corpus.storage import Storage, open_storage, prepare
+from raydecode.corpus.templates import Renderer
+from raydecode.errors import JobError
+
+POLL_S = 0.25
+PATIENCE_S = 30.0  # after the end, for actors that still write what they hold
+RESTARTS = 3  # of the ledger, without a row committed in between
+SMALL_MACHINE_CPUS = 4
+READ_CPUS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a progress line shows. elapsed_s: of this run; ledger: None until the first actor was told to start."""
+
+    phase: str  # "starting", "running", "reporting"
+    elapsed_s: float
+    ledger: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a job stands after `run`.
+
+    output:          url of the output folder
+    rows, errors:    in the output, of all runs together; errors are among the rows
+    rows_before:     rows that were there when this run began; all of them when `already_finished`
+    seconds:         of this run
+    rows_rerun:      rows generated more than once, because something died before they were committed
+    workers:         what each engine of this run said of itself, by name
+    """
+
+    output: str
+    rows: int
+    samples: int
+    tokens: int
+    errors: int
+    parts: int
+    rows_before: int
+    rows_rerun: int
+    deaths: int
+    seconds: float
+    attempt: int
+    already_finished: bool = False
+    workers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    report: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(
+    job: JobConfig, *, overwrite: bool = False, takeover: bool = False, progress: Callable[[View], None] | None = None
+) -> Summary:
+    """Generate every row of the job that its output does not hold yet.
+
+    overwrite: void what an output of another configuration holds;  takeover: even if another run looks alive
+    Raises UserError before anything is computed when the job cannot work, JobError when it cannot go on; what is
+    committed stays, and the same call goes on from there.
+    """
+    began = time.monotonic()
+    tell = progress or (lambda view: None)
+    storage = open_storage(job.output.path)
+    state = State() if overwrite else replay(storage)
+    format = None if job.input.format == "auto" else job.input.format
+    files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
+    if not overwrite and finished(storage, job=job.identity(), inputs=files):
+        return _summary(storage, began, state.rows, already_finished=True)
+    corpus = _checked(job, storage, files)
+    tell(View("starting", 0.0))
+    from pipelines.session import ray_session
+
+    with ray_session() as ray:
+        barren, rows = 0, state.rows
+        while True:
+            try:
+                workers, opened = _attempt(ray, job, storage, corpus, began, tell, takeover, overwrite)
+                break
+            except ray.exceptions.RayActorError as error:  # the ledger died; the log knows everything it knew
+                now = replay(storage)
+                barren, rows = (0 if now.rows > rows else barren + 1), now.rows
+                if barren >= RESTARTS:
+                    raise JobError(f"the ledger died {barren} times without a commit; the last: {error}") from error
+                overwrite = overwrite and now.attempt == state.attempt
+    tell(View("reporting", time.monotonic() - began))
+    return _summary(storage, began, opened.rows, workers=workers)
+
+
+def _attempt(
+    ray: Any, job: JobConfig, storage: Storage, corpus: Corpus, began: float, tell: Callable[[View], None],
+    takeover: bool, overwrite: bool,
+) -> tuple[Mapping[str, Any], Opened]:  # fmt: skip
+    """One ledger's life. Raises RayActorError when it dies."""
+    size = job.actors.max
+    blocks = partial(_blocks, prompt=job.prompt.section(job.input.format), ahead=size + 2 * _cpus(ray))
+    actor = ray.remote(LedgerActor).options(num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0)
+    handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
+    ledger = Remote(handle)
+    schema = schema_to_text(OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA).schema)
+    opened = ledger("open", job.identity(), schema, Owner.me(), takeover=takeover, overwrite=overwrite)
+    placed, threads = _resources(ray, job)
+    worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
+    shared = (_absolute(job, threads), corpus, storage.url, opened.attempt)
+
+    def spawn(name: str) -> Any:
+        return worker.remote(name, *shared, build=_build, ledger=ledger, fetch=_fetch)
+
+    pool = Pool(spawn, min(size, max(job.actors.min, opened.units)), ledger, prefix=f"{opened.attempt}.")
+    patience = 0.0
+    try:
+        while True:
+            look = ledger("look")
+            tell(View("running", time.monotonic() - began, look.progress))
+            if look.progress.ended:
+                break
+            for kill in look.kills:
+                pool.kill(kill.worker, kill.reason)
+            pool.poll()
+            time.sleep(POLL_S)
+        patience = PATIENCE_S
+    except ray.exceptions.RayActorError:
+        _raise_if_fenced(storage, opened)
+        raise
+    finally:
+        pool.close(patience)
+        _end(ray, handle)
+    _raise_unless_finished(storage, look.progress.ended)
+    return pool.about, opened
+
+
+# ---------------------------------------------------------------------- before Ray
+def _checked(job: JobConfig, storage: Storage, files: Sequence[Any]) -> Corpus:
+    """Everything that can be refused before a process is started or a weight is read."""
+    prompt = job.prompt.section(job.input.format)
+    corpus = open_corpus(files, id=job.input.id, index_root=storage.url)
+    Renderer(prompt, corpus.schema.names)
+    OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA)
+    prepare(storage)
+    return corpus
+
+
+def _absolute(job: JobConfig, threads: int) -> dict[str, Any]:
+    """The job for processes that run in other folders."""
+    out = job.to_json()
+    out["engine"]["threads"] = threads
+    if out["prompt"].get("file"):
+        out["prompt"]["file"] = os.path.abspath(out["prompt"]["file"])
+    if os.path.exists(out["model"]["source"]):
+        out["model"]["source"] = os.path.abspath(out["model"]["source"])
+    return out
+
+
+def _limits(job: JobConfig) -> Limits:
+    return Limits(**job.limits.model_dump())
+
+
+# ---------------------------------------------------------------------- the reading side; runs in the ledger's process
+def _units(corpus: Corpus, state: State, actors: int) -> list[Span]:
+    return plan_units(corpus, state.done, actors=actors)
+
+
+def _blocks(
+    corpus: Corpus, units: Sequence[Span], *, prompt: Mapping[str, Any], ahead: int
+) -> Iterator[tuple[Any, Span]]:
+    from pipelines.blocks import stream
+
+    return stream(units, partial(read_ready, corpus), Prepare(prompt, corpus.schema.names), ahead=ahead, cpus=READ_CPUS)
+
+
+# ---------------------------------------------------------------------- in the actors
+def _build(job: JobConfig) -> Any:
+    from raydecode.assemble import build_engine
+
+    return build_engine(job)
+
+
+def _fetch(ref: Any) -> Any:
+    import ray
+
+    return ray.get(ref, timeout=60)
+
+
+# ---------------------------------------------------------------------- the cluster
+def _cpus(ray: Any) -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _resources(ray: Any, job: JobConfig) -> tuple[dict[str, float], int]:
+    """What Ray sets aside per actor, and the threads of its engine.
+
+    An actor that takes a whole CPU on a small machine leaves the readers none, and the job hangs without a word; so
+    there it takes none and shares.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    asked = job.actors
+    gpus = asked.num_gpus
+    if gpus is None:
+        gpus = 1.0 if job.model.source != "toy" and any(node.get("GPU") for node in nodes) else 0.0
+    per_node = max(1, -(-asked.max // max(1, len(nodes))))
+    own = asked.num_cpus
+    if own is None:
+        own = 0.0 if gpus or cpus <= SMALL_MACHINE_CPUS else float(max(1, (cpus - 1) // per_node))
+    threads = job.engine.threads or int(own) or max(1, cpus // per_node)
+    return {"num_cpus": own, "num_gpus": gpus}, threads
+
+
+def _end(ray: Any, handle: Any) -> None:
+    with contextlib.suppress(Exception):  # it is gone or fenced: then there is nothing to close
+        ray.get(handle.close.remote(), timeout=10)
+    ray.kill(handle, no_restart=True)
+
+
+# ---------------------------------------------------------------------- the end
+def _raise_if_fenced(storage: Storage, opened: Opened) -> None:
+    now = replay(storage).attempt
+    if now > opened.attempt:
+        raise Fenced(f"{storage.url}: attempt {now} took over from this run (attempt {opened.attempt}), which stops")
+
+
+def _raise_unless_finished(storage: Storage, ended: str) -> None:
+    if ended == "fenced":
+        raise Fenced(f"{storage.url}: another run took over; this one stops")
+    if ended != "finished":
+        raise JobError(ended)
+
+
+def _summary(
+    storage: Storage, began: float, before: int, already_finished: bool = False, workers: Mapping[str, Any] | None = None
+) -> Summary:
+    state = replay(storage)
+    return Summary(
+        output=storage.url,
+        rows=state.rows,
+        samples=state.samples,
+        tokens=state.tokens,
+        errors=state.errors,
+        parts=state.parts,
+        rows_before=before,
+        rows_rerun=state.rerun,
+        deaths=state.deaths,
+        seconds=round(time.monotonic() - began, 3),
+        attempt=state.attempt,
+        already_finished=already_finished,
+        workers=dict(workers or {}),
+    )
