@@ -84,7 +84,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for another process that is preparing %s", path.name.removeprefix(".").removesuffix(".lock"))
+            log.info("waiting for another process that prepares %s", path.name.removeprefix(".").removesuffix(".lock"))
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -82,8 +82,12 @@ def check(
     available = available_bytes(device) if available is None else available
     needed = card.needed_bytes(dtype, kv_tokens)
     if available is not None and needed > available:
-        raise ModelError(_too_big(card, dtype, kv_tokens, needed, available), field="model", value=str(folder),
-                         hint=_what_would_fit(card, dtype, kv_tokens, available))  # fmt: skip
+        raise ModelError(
+            _too_big(card, dtype, kv_tokens, needed, available),
+            field="model",
+            value=str(folder),
+            hint=_what_would_fit(card, dtype, kv_tokens, available),
+        )
     return card
 
 
@@ -140,17 +144,21 @@ def read_headers(path: Path) -> dict[str, dict[str, Any]]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= path.stat().st_size - 8:
             raise ModelError(
-                f"{path} is not a complete safetensors file", field="model", value=str(path.parent),
+                f"{path} is not a complete safetensors file",
+                field="model",
+                value=str(path.parent),
                 hint="the download was interrupted; fetch the model again",
-            )  # fmt: skip
+            )
         header: dict[str, dict[str, Any]] = json.loads(file.read(length))
     header.pop("__metadata__", None)
     end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if 8 + length + end > path.stat().st_size:
         raise ModelError(
-            f"{path} is cut off: {path.stat().st_size} bytes of {8 + length + end}", field="model",
-            value=str(path.parent), hint="the download was interrupted; fetch the model again",
-        )  # fmt: skip
+            f"{path} is cut off: {path.stat().st_size} bytes of {8 + length + end}",
+            field="model",
+            value=str(path.parent),
+            hint="the download was interrupted; fetch the model again",
+        )
     return header
 
 

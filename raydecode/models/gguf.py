@@ -49,7 +49,7 @@ _SPLIT_BY_TRANSFORMERS = Rule()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "jais", "phi-2", "gigachat", "trillion", "granite-docling"), _PLAIN),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA3),
     "tekken": Rule(bos=True, whole_words_first=True),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "qwen35", "gpt-4o", "llama4"), _SPLIT_BY_TRANSFORMERS),
 }

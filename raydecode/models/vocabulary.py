@@ -69,7 +69,13 @@ class Vocabulary:
 
         special: what this tokenizer adds by itself in front of a prompt (usually BOS or nothing); False for text that
         continues something. An end token that it appends is left out: a prompt is there to be continued.
+        Text that is no Unicode (half a surrogate pair, as JSON can spell it) is the row's fault: `RowError`.
         """
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as broken:
+                raise RowError("prompt", "unicode", f"character {broken.start} is half a surrogate pair") from broken
         ids = list(self.tokenizer.encode(text, add_special_tokens=special))
         if special and ids and ids[-1] in self.eos_ids:
             bare = self.tokenizer.encode(text, add_special_tokens=False)

@@ -69,7 +69,7 @@ def shards(folder: str | Path) -> Mapping[Path, tuple[str, ...] | None]:
     pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickled:
         raise ModelError(
-            f"{folder} has pickled weights only ({', '.join(pickled[:3])}); unpickling runs foreign code, so it is refused",
+            f"{folder} has pickled weights only ({', '.join(pickled[:3])}): refused, because unpickling runs code",
             field="model",
             value=str(folder),
             hint="convert them to safetensors, or choose a revision of the model that has them",
@@ -96,7 +96,7 @@ def load_weights(folder: str | Path, dtype: str | torch.dtype = "auto") -> dict[
     for path, names in shards(folder).items():
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys() if names is None else names:  # noqa: SIM118 (safe_open is no mapping)
+                for name in file.keys() if names is None else names:
                     tensor = file.get_tensor(name)
                     weights[name] = tensor.to(wanted) if wanted and tensor.is_floating_point() else tensor
         except SafetensorError as broken:
