@@ -1,0 +1,118 @@
+"""Rows to figures: against plain recomputation on small output, and bounded on large."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from raydecode.metrics import measure
+from raydecode.metrics.figures import FIRST_ROWS
+
+ERROR = {"stage": "template", "type": "UndefinedError", "message": "no column q", "tries": 1}
+
+
+def part(start: int, n: int, worker: str = "w0", errors: tuple[int, ...] = ()) -> pa.Table:
+    ids = range(start, start + n)
+    rows = [
+        {
+            "id": f"r{i}",
+            "sample": 0,
+            "question": f"q{i}",
+            "text": None if i in errors else f"text {i}",
+            "finish_reason": "error" if i in errors else "eos" if i % 2 else "length",
+            "prompt_tokens": 3,
+            "output_tokens": 0 if i in errors else 10 + i % 5,
+            "first_token_s": 0.1,
+            "total_s": 1.0,
+            "worker": worker,
+            "finished_at": 1000.0 + i * 0.1,
+            "error": ERROR if i in errors else None,
+            "_input": 0,
+            "_key": i,
+        }
+        for i in ids
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def test_counts_equal_plain_recomputation():
+    figures = measure([part(0, 50), part(50, 50, "w1", errors=(60, 61))], {"spans": [[990.0, 1010.0]]})
+    real = [10 + i % 5 for i in range(100) if i not in (60, 61)]
+    assert figures["rows"] == figures["samples"] == 100
+    assert figures["errors"] == 2
+    assert figures["output_tokens"] == sum(real)
+    assert figures["finish_reasons"] == {"length": 49, "eos": 49, "error": 2}
+    assert figures["distributions"]["output_tokens"]["mean"] == pytest.approx(sum(real) / 98)
+    assert figures["throughput"]["tokens_per_s_with_start"] == pytest.approx(sum(real) / 20)
+    assert figures["throughput"]["tokens_per_s"] == pytest.approx(sum(real) / (9.9 + 1.0))
+    assert [w["rows"] for w in figures["throughput"]["workers"]] == [50, 50]
+    assert sum(rate for _, rate, _ in figures["throughput"]["over_time"]["points"]) == pytest.approx(sum(real))
+    assert figures["error_kinds"][0]["count"] == 2
+    assert figures["error_kinds"][0]["samples"][0] == {"id": "r60", "message": "no column q"}
+    json.dumps(figures, allow_nan=False)
+
+
+def test_samples_of_one_row_are_one_row():
+    table = pa.table(
+        {
+            "id": ["a", "a"],
+            "sample": [0, 1],
+            "text": ["x", "y"],
+            "finish_reason": ["eos", "eos"],
+            "prompt_tokens": [5, 5],
+        }
+    )
+    figures = measure([table], {})
+    assert (figures["rows"], figures["samples"], figures["prompt_tokens"]) == (1, 2, 5)
+
+
+def test_nothing_at_all():
+    figures = measure([], {})
+    assert figures["rows"] == 0
+    assert figures["distributions"]["total_s"] is None
+    json.dumps(figures, allow_nan=False)
+
+
+def test_only_the_columns_that_are_always_there():
+    table = part(0, 5).select(["id", "sample", "text", "finish_reason", "error"])
+    figures = measure([table], {})
+    assert figures["rows"] == 5
+    assert figures["throughput"]["workers"] == []
+
+
+def test_browsable_rows_are_the_first_and_all_errors():
+    parts = [part(i * 100, 100, errors=(i * 100 + 7,)) for i in range(10)]
+    figures = measure(parts, {})
+    assert len(figures["first_rows"]) == FIRST_ROWS
+    assert figures["first_rows"][0]["question"] == "q0"
+    assert [row["id"] for row in figures["error_rows"]] == [f"r{i * 100 + 7}" for i in range(2, 10)]
+    assert figures["error_rows_left_out"] == 0
+
+
+def test_memory_does_not_grow_with_the_corpus():
+    sizes = [len(json.dumps(measure((part(i * 200, 200) for i in range(n)), {}))) for n in (5, 50)]
+    assert sizes[1] < sizes[0] * 1.5
+
+
+def test_cost_of_known_workers_and_of_the_pool():
+    job = {"price": {"per_hour": 3.6, "currency": "EUR"}, "actors": {"max": 2}}
+    pool = measure([part(0, 1)], {"job": job, "spans": [[0, 100]]})["cost"]
+    assert pool["amount"] == pytest.approx(0.2)
+    workers = [{"worker": "a", "started_at": 10, "ended_at": 60}]
+    known = measure([part(0, 1)], {"job": job, "spans": [[0, 100]], "workers": workers})["cost"]
+    assert known["amount"] == pytest.approx(0.05)
+    assert known["currency"] == "EUR"
+
+
+def test_plan_against_fact():
+    plan = {"seconds": 10.0, "seconds_low": 8.0, "seconds_high": 12.0, "output_tokens": 5.0}
+    lines = {line["quantity"]: line for line in measure([part(0, 1)], {"plan": plan, "spans": [[0, 20]]})["plan"]}
+    assert lines["seconds"]["inside"] is False
+    assert lines["output_tokens"]["fact"] == 10
+
+
+def test_long_cells_are_cut():
+    table = part(0, 1).set_column(3, "text", pa.array(["x" * 5000]))
+    assert len(measure([table], {})["first_rows"][0]["text"]) < 2100

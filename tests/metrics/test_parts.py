@@ -1,0 +1,79 @@
+"""Histogram, timeline, time left, forecast."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydecode.metrics import Histogram, Timeline, compare, eta, forecast
+from raydecode.metrics.timeline import MOST
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0, 1))
+def test_quantiles_are_within_two_percent(values, q):
+    histogram = Histogram()
+    histogram.add(values)
+    exact = sorted(values)[int(q * (len(values) - 1))]
+    assert histogram.quantile(q) == pytest.approx(exact, rel=0.021, abs=1e-12)
+    assert histogram.mean == pytest.approx(sum(values) / len(values))
+    assert sum(count for _, _, count in histogram.bars()) == len(values)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 10)), min_size=1, max_size=300))
+def test_a_timeline_keeps_its_sum_and_its_size(points):
+    line = Timeline()
+    for at, amount in points:
+        line.add(at, amount)
+    rates = line.rates()
+    assert sum(rate * line.width_s for _, rate in rates) == pytest.approx(sum(amount for _, amount in points))
+    assert len(rates) <= MOST
+
+
+def test_a_timeline_does_not_depend_on_order():
+    points = [(random.Random(i).uniform(0, 5000), 1.0) for i in range(200)]
+    a, b = Timeline(), Timeline()
+    for at, amount in points:
+        a.add(at, amount)
+    for at, amount in reversed(points):
+        b.add(at, amount)
+    assert a.rates() == b.rates()
+
+
+def test_time_left_follows_tokens():
+    left = eta(rows=100, tokens=1000, done=50, planned=100, rate=10)
+    assert left.middle_s == pytest.approx(100)
+    assert left.low_s < left.middle_s < left.high_s
+    assert eta(rows=0, tokens=0, done=0, planned=10, rate=1) is None
+    assert eta(rows=5, tokens=9, done=10, planned=10, rate=1).middle_s == 0
+
+
+def test_the_interval_holds_about_as_often_as_it_says():
+    rng = random.Random(5)
+    held = 0
+    for _ in range(400):
+        lengths = [rng.expovariate(1 / 50) + 1 for _ in range(400)]
+        done, left = lengths[:80], lengths[80:]
+        estimate = eta(rows=80, tokens=round(sum(done)), done=80, planned=400, rate=100)
+        held += estimate.low_s <= sum(left) / 100 <= estimate.high_s
+    assert 0.7 < held / 400 < 0.95
+
+
+def test_forecast_scales_and_prices():
+    plan = forecast(rows=1000, failing_share=0.1, lengths=[10, 20, 30], rates=[90, 110], startup_s=5, memory_bytes=7,
+                    actors=2, price={"per_hour": 3600, "currency": "EUR"})  # fmt: skip
+    assert plan.output_tokens == pytest.approx(18000)
+    assert plan.seconds == pytest.approx(5 + 18000 / 200)
+    assert plan.cost == pytest.approx(plan.seconds * 2)
+    assert plan.seconds_low < plan.seconds < plan.seconds_high
+    assert plan.failing_rows == pytest.approx(100)
+    one = forecast(rows=10, failing_share=0, lengths=[4], rates=[8], startup_s=0, memory_bytes=0)
+    assert one.cost is None
+    assert math.isfinite(one.seconds_high)
+
+
+def test_compare_leaves_out_what_is_not_known():
+    assert compare({"seconds": 1.0}, {"seconds": None, "cost": 3.0}) == []
