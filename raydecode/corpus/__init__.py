@@ -1,1 +1,49 @@
-"""Rows, ids, resume: the pure core of the batch pipeline (no Ray, no engine)."""
+"""Rows, ids, resume: the pure core of the batch pipeline. No Ray, no engine.
+
+storage   the file-system calls the protocol stands on          log       the commit log: one record is the commit
+discover  which files, and are they what they were              records   what the log says, and its fold
+inputs    positions, units, blocks                              ledger    leases, blame, watchdog (pure)
+templates columns to prompts                                    hunt      finding the row that kills engines
+rows      the output's schema                                   parts     a worker's finished rows as a file
+verify    re-check a finished output                            eta       time left, with an interval
+"""
+
+from raydecode.corpus.inputs import Corpus, InputFile, discover, open_corpus, plan_units, read_unit
+from raydecode.corpus.intervals import Cover, IntervalSet, Span
+from raydecode.corpus.ledger import Ledger
+from raydecode.corpus.log import Fenced, Log, Summary, finished, replay
+from raydecode.corpus.messages import Limits
+from raydecode.corpus.parts import PartBuilder
+from raydecode.corpus.rows import OutputSchema, RowFault, Sample
+from raydecode.corpus.storage import open_storage, prepare
+from raydecode.corpus.templates import Prompt, Renderer
+from raydecode.corpus.verify import Verification, verify
+
+__all__ = [
+    "Corpus",
+    "Cover",
+    "Fenced",
+    "InputFile",
+    "IntervalSet",
+    "Ledger",
+    "Limits",
+    "Log",
+    "OutputSchema",
+    "PartBuilder",
+    "Prompt",
+    "Renderer",
+    "RowFault",
+    "Sample",
+    "Span",
+    "Summary",
+    "Verification",
+    "discover",
+    "finished",
+    "open_corpus",
+    "open_storage",
+    "plan_units",
+    "prepare",
+    "read_unit",
+    "replay",
+    "verify",
+]

@@ -1,76 +1,499 @@
-"""Input files: what there is, where its rows lie, and how a span of it becomes a table.
+"""A corpus as positions and blocks: open it, plan what is missing, read a unit.
 
-Positions: row number in Parquet; byte offset of the line elsewhere, and a line belongs to the span where it starts.
+    files  = discover(paths, known=state.inputs, done=state.done)
+    files  = [stage(f, root) if needs_staging(f) else f for f in files]       # CSV, compressed files
+    corpus = open_corpus(files, id=..., needs=renderer.needs, root=output_url)
+    for f in files: if needs_index(corpus, f.number): index_occurrences(corpus, f.number)
+    planned = plan_units(corpus, log.state.done, max_actors=4)
+    for group in group_reads(corpus, planned):                                 # one reading task each
+        for unit, block in read_units(corpus, group): ...
+
+Positions: row number in Parquet (also staged copies); byte offset of the line elsewhere. A block has the columns of
+`rows.BLOCK_FIELDS`, then the corpus's columns. Reading never raises for what a file holds: a bad line is a row with
+`_error`, a span that cannot be read is one such row that counts as the rows it stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+import io
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from raydecode.corpus import ids
+from raydecode.corpus.discover import discover, filesystem
 from raydecode.corpus.intervals import Cover, Span
+from raydecode.corpus.lines import PARSERS, lines_in
+from raydecode.corpus.records import InputFile
+from raydecode.corpus.rows import BLOCK_ERROR, BLOCK_FIELDS, RowFault
+from raydecode.corpus.schema import EXTRA, infer_json, is_json, plain, to_columns, unify
+from raydecode.corpus.staging import BAD, LINE, RAW, needs_staging, stage
+from raydecode.corpus.storage import open_storage
+from raydecode.errors import RowError, UserError, nearest
 
-Format = Literal["parquet", "jsonl", "csv", "text", "openai"]
+__all__ = [
+    "Corpus",
+    "InputFile",
+    "discover",
+    "group_reads",
+    "index_occurrences",
+    "needs_index",
+    "needs_staging",
+    "open_corpus",
+    "plan_units",
+    "read_unit",
+    "read_units",
+    "stage",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """One input file of the job, as the log knows it. `size_positions`: rows (Parquet) or bytes."""
-
-    number: int
-    path: str
-    format: Format
-    size_bytes: int
-    stamp: str  # mtime or etag, as text: what tells a changed file
-    size_positions: int
+HEAD_BYTES = 1 << 20  # of a file, sampled for its columns
+HEAD_ROWS = 1000
+HEAD_FILES = 50
+BLOCK_ROWS = 1024
+ROW_BYTES = 256.0  # when nothing is known
+TASK_BYTES = 8 << 20
+TASK_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Everything `read_unit` needs; small, picklable, sent to every reader.
+    """Everything a reader needs; small and picklable.
 
-    schema:  the input columns (without the underscored ones)
-    id:      the column that names a row, or None: content hash + occurrence within the file
+    schema:    the input columns (without the internal ones of a block)
+    id:        the column that names a row, or None: content hash + occurrence
+    row_bytes: mean bytes of a row of each file, estimated from its head (1.0 where a position is a row)
+    root:      the output's URL; staged copies and occurrence indexes lie in its `_input/`
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
     id: str | None
-    index_root: str | None  # url of the output's `_input/` (staged copies, occurrence indexes)
+    row_bytes: tuple[float, ...]
+    root: str
+
+    def file(self, number: int) -> InputFile:
+        return self._by_number()[number][0]
+
+    def rows_in(self, span: Span) -> float:
+        """Rows of a span: exact for Parquet, an estimate for lines."""
+        return span.size / self._by_number()[span.input][1]
+
+    def json_columns(self) -> tuple[str, ...]:
+        """Columns that hold JSON text for nested or mixed values."""
+        return tuple(one.name for one in self.schema if is_json(one))
+
+    def block_schema(self) -> pa.Schema:
+        return pa.schema([*BLOCK_FIELDS, *self.schema])
+
+    def _by_number(self) -> dict[int, tuple[InputFile, float]]:
+        return {file.number: (file, size) for file, size in zip(self.files, self.row_bytes, strict=True)}
 
 
-def discover(paths: str | Sequence[str], *, format: Format | None = None, known: Sequence[InputFile] = ()) -> list[InputFile]:
-    """Expand paths, folders and globs. Files of `known` keep their numbers; a changed one is refused by name."""
-    raise NotImplementedError
+def open_corpus(
+    files: Sequence[InputFile],
+    *,
+    id: str | None = None,
+    needs: Sequence[str] = (),
+    root: str,
+    schema: pa.Schema | None = None,
+) -> Corpus:
+    """Sample the files: columns and row sizes. Raises UserError: nothing to read, a column that is not there.
+
+    schema: the log's, for a job that is resumed: the columns stay what they were.
+    """
+    heads = [_head(file, root) for file in files]
+    if not any(file.size_positions for file in files):
+        raise UserError(
+            "the corpus is empty: " + ", ".join(file.path for file in files[:3]),
+            field="input.path",
+            value=[file.path for file in files[:3]],
+            hint="the files exist but hold no row",
+        )
+    known = [(file.path, head.schema) for file, head in zip(files, heads, strict=True) if head.schema is not None]
+    if schema is None:
+        if not any(len(one) for _, one in known):
+            faults = [f"{file.path}: {head.fault}" for file, head in zip(files, heads, strict=True) if head.fault]
+            raise UserError(
+                "no input file can be read: " + "; ".join(faults[:3] or ["no valid row in any file's head"]),
+                field="input.path",
+                value=[file.path for file in files[:3]],
+            )
+        try:
+            schema = unify(known)
+        except pa.ArrowTypeError as error:
+            raise UserError(
+                f"the input files do not share one schema: {error}",
+                field="input.path",
+                value=[file.path for file in files[:3]],
+                hint="run them as separate jobs, or cast the column",
+            ) from error
+        if any(file.format in ("jsonl", "openai") for file in files):
+            schema = schema.append(pa.field(EXTRA, pa.string()))
+    names = [name for name in schema.names if name != EXTRA]
+    if id is None and any(file.format == "openai" for file in files) and all(file.format == "openai" for file in files):
+        id = "custom_id"
+    for field, name in [("input.id", id), *(("prompt", one) for one in needs)]:
+        if name is not None and name not in names:
+            raise UserError(
+                f"the input has no column {name!r}",
+                field=field,
+                value=name,
+                nearest=nearest(name, names),
+                hint="columns: " + ", ".join(names),
+            )
+    return Corpus(tuple(files), schema, id, tuple(head.row_bytes for head in heads), root)
 
 
-def open_corpus(files: Sequence[InputFile], *, id: str | None, needs: Sequence[str] = (), index_root: str | None = None) -> Corpus:
-    """Read footers and heads: the schema. A missing column (`needs`, `id`) is refused with the nearest name."""
-    raise NotImplementedError
+def plan_units(corpus: Corpus, done: Cover, *, max_actors: int = 1, block_rows: int = BLOCK_ROWS) -> list[Span]:
+    """What is missing, cut into units of min(block_rows, rows left / (8 x max_actors)) rows, at least one: large while
+    there is much to do, single rows at the end, so that 300 rows spread over 4 actors and the last ones, too."""
+    missing = [span for file in corpus.files for span in done.missing(file.span)]
+    left = sum(corpus.rows_in(span) for span in missing)
+    out: list[Span] = []
+    for span in missing:
+        per_row = span.size / max(corpus.rows_in(span), 1e-9)
+        at = span.start
+        while at < span.stop:
+            rows = min(block_rows, max(1, int(left / (8 * max_actors))))
+            stop = min(span.stop, at + max(1, round(rows * per_row)))
+            out.append(Span(span.input, at, stop))
+            left -= (stop - at) / per_row
+            at = stop
+    return out
 
 
-def plan_units(corpus: Corpus, done: Cover, *, unit_rows: int) -> list[Span]:
-    """The missing ranges, cut into units of about `unit_rows` rows."""
-    raise NotImplementedError
+def group_reads(corpus: Corpus, units: Sequence[Span]) -> list[list[Span]]:
+    """Units in the order given, in lots that one reading task takes: one file, up to 8 MiB or 8,192 rows."""
+    out: list[list[Span]] = []
+    size = 0.0
+    for unit in units:
+        limit = TASK_ROWS if _is_table(corpus.file(unit.input)) else TASK_BYTES
+        if not out or out[-1][-1].input != unit.input or size + unit.size > limit or out[-1][-1].stop > unit.start:
+            out.append([])
+            size = 0.0
+        out[-1].append(unit)
+        size += unit.size
+    return out
 
 
 def read_unit(corpus: Corpus, unit: Span) -> pa.Table:
-    """The rows that start in `unit`: `_input` int32, `_key`, `_end` int64, `_id` string, `_error` struct, then the
-    input columns of `corpus.schema` and `_extra` (JSON text: keys and values that do not fit the schema).
+    """The block of one unit: every row that starts in it."""
+    return next(block for _, block in read_units(corpus, [unit]))
 
-    Never raises for what a file holds: bad lines are rows whose `_error` is set; a span that cannot be read at all
-    is one such row over the whole span (`_error.weight` rows).
-    """
-    raise NotImplementedError
+
+def read_units(corpus: Corpus, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
+    """The blocks of ascending units of one file, which is opened once."""
+    if not units:
+        return
+    file = corpus.file(units[0].input)
+    source = _read_table if _is_table(file) else _read_lines
+    done = 0
+    try:
+        for unit, block in source(corpus, file, units):
+            done += 1
+            yield unit, _with_ids(corpus, file, block)
+    except Exception as error:  # the file, not a row: gone, no permission, truncated, corrupt
+        fault = RowFault.of(error, "read")
+        for unit in units[done:]:
+            yield unit, _unreadable(corpus, file, unit, fault)
+
+
+def needs_index(corpus: Corpus, number: int) -> bool:
+    """Ids of this file need a pass over it first (`index_occurrences`), and it was not made yet."""
+    file = corpus.file(number)
+    if corpus.id is not None or file.size_bytes <= ids.SMALL:
+        return False
+    fs, path = filesystem(_index_path(corpus, file))
+    return not fs.exists(path)
 
 
 def index_occurrences(corpus: Corpus, number: int) -> None:
-    """One pass over a file: which rows repeat earlier content. Needed once per file when `corpus.id` is None;
-    writes `_input/<number>-<stamp>.occ`, at once complete; does nothing when it is there. Run it before its units are read."""
-    raise NotImplementedError
+    """The pass of `ids`: store which rows of the file repeat earlier ones. Complete or absent; safe to repeat."""
+    file = corpus.file(number)
+    positions, occurrences = _count_occurrences(corpus, file)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"position": positions, "occurrence": occurrences}), sink)
+    _put_whole(_index_path(corpus, file), sink.getvalue())
 
 
-def needs_index(corpus: Corpus, number: int) -> bool: ...
+# reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    schema: pa.Schema | None
+    row_bytes: float
+    fault: str | None = None
+
+
+def _head(file: InputFile, root: str) -> _Head:
+    try:
+        if file.staged is not None or file.format == "parquet":
+            with _open(file, root) as handle:
+                table = pq.ParquetFile(handle)
+                schema = plain(table.schema_arrow)
+                if LINE not in schema.names:
+                    return _Head(pa.schema([f for f in schema if f.name not in (BAD, RAW)]), 1.0)
+                batch = next(table.iter_batches(HEAD_ROWS), None)
+                return _Head(_infer(file.format, _staged_lines(batch) if batch is not None else []), 1.0)
+        with _open(file, root) as handle:
+            found = list(_take(lines_in(handle, 0, min(HEAD_BYTES, file.size_bytes)), HEAD_ROWS))
+        size = (found[-1][1] / len(found)) if found else ROW_BYTES
+        return _Head(_infer(file.format, [text for _, _, text in found]), max(1.0, size))
+    except Exception as error:
+        return _Head(None, 1.0 if _is_table(file) else ROW_BYTES, f"{type(error).__name__}: {error}")
+
+
+def _infer(format: str, lines: Sequence[bytes | RowError]) -> pa.Schema:
+    rows = []
+    for line in lines:
+        try:
+            rows.append(_parse(format, line))
+        except RowError:
+            continue
+    return pa.schema([("text", pa.string())]) if format == "text" else infer_json(rows)
+
+
+def _parse(format: str, line: bytes | RowError) -> dict[str, Any]:
+    if isinstance(line, RowError):
+        raise line
+    return PARSERS[format](line)
+
+
+def _read_lines(corpus: Corpus, file: InputFile, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
+    with _open(file, corpus.root) as handle:
+        for unit in units:
+            found = list(lines_in(handle, unit.start, unit.stop))
+            yield unit, _line_block(corpus, file, found)
+
+
+def _line_block(corpus: Corpus, file: InputFile, found: Sequence[tuple[int, int, bytes | RowError]]) -> pa.Table:
+    rows: list[dict[str, Any] | None] = []
+    names: list[str] = []
+    errors: list[dict[str, object] | None] = []
+    for _, _, line in found:
+        try:
+            row = _parse(file.format, line)
+            rows.append(row)
+            errors.append(None)
+            names.append(ids.content_id(row) if corpus.id is None else _given(row.get(corpus.id)))
+        except RowError as error:
+            rows.append(None)
+            errors.append(RowFault.of(error, "read").block_record())
+            names.append(ids.bytes_id(line if isinstance(line, bytes) else b""))
+    keys, ends = [one[0] for one in found], [one[1] for one in found]
+    return _block(corpus, file, keys, ends, names, errors, to_columns(rows, corpus.schema))
+
+
+def _read_table(corpus: Corpus, file: InputFile, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
+    with _open(file, corpus.root) as handle:
+        table = pq.ParquetFile(handle)
+        rows = _stream(table, units[0].start, units[-1].stop)
+        buffered: list[pa.RecordBatch] = []
+        at = units[0].start
+        for unit in units:
+            while at + sum(map(len, buffered)) < unit.stop and (batch := next(rows, None)) is not None:
+                buffered.append(batch)
+            whole = (
+                pa.Table.from_batches(buffered, table.schema_arrow) if buffered else table.schema_arrow.empty_table()
+            )
+            mine = whole.slice(unit.start - at, unit.size)
+            if len(mine) != unit.size:
+                raise OSError(f"{file.path} has fewer rows than its footer said ({file.size_positions})")
+            buffered, at = whole.slice(unit.stop - at).to_batches(), unit.stop
+            yield unit, _table_block(corpus, file, unit.start, mine)
+
+
+def _stream(table: pq.ParquetFile, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop), reading only the row groups they lie in, a batch at a time."""
+    at = 0
+    for group in range(table.metadata.num_row_groups):
+        size = table.metadata.row_group(group).num_rows
+        if at + size > start and at < stop:
+            inner = at
+            for batch in table.iter_batches(BLOCK_ROWS, row_groups=[group]):
+                low, high = max(start - inner, 0), min(stop - inner, len(batch))
+                if low < high:
+                    yield batch.slice(low, high - low)
+                inner += len(batch)
+        at += size
+
+
+def _table_block(corpus: Corpus, file: InputFile, start: int, rows: pa.Table) -> pa.Table:
+    if LINE in rows.column_names:
+        lines = enumerate(_staged_lines(rows), start)
+        return _line_block(corpus, file, [(at, at + 1, line) for at, line in lines])
+    n = rows.num_rows
+    errors: list[dict[str, object] | None] = [None] * n
+    bad: list[str | None] = [None] * n
+    raw: list[str | None] = [None] * n
+    if file.staged is not None:
+        bad, raw = rows[BAD].to_pylist(), rows[RAW].to_pylist()
+        rows = rows.drop_columns([BAD, RAW])
+    rows = rows.rename_columns(plain(rows.schema).names)
+    columns = [_cast(rows, one) for one in corpus.schema]
+    values = None if corpus.id is not None else rows.to_pylist()
+    given = [_given(v) for v in rows[corpus.id].to_pylist()] if corpus.id in rows.column_names else [""] * n
+    names: list[str] = []
+    for i in range(n):
+        if (why := bad[i]) is not None:
+            errors[i] = RowFault.of(_staged_fault(why), "read").block_record()
+            names.append(ids.bytes_id((raw[i] or "").encode()))
+        else:
+            names.append(given[i] if values is None else ids.content_id(values[i]))
+    return _block(
+        corpus, file, list(range(start, start + n)), list(range(start + 1, start + n + 1)), names, errors, columns
+    )
+
+
+def _staged_fault(text: str) -> RowError:
+    kind, _, message = text.partition(": ")
+    return RowError("read", kind, message)
+
+
+def _staged_lines(rows: pa.Table | pa.RecordBatch) -> list[bytes | RowError]:
+    pairs = zip(rows[LINE].to_pylist(), rows[BAD].to_pylist(), strict=True)
+    return [line if bad is None else _staged_fault(bad) for line, bad in pairs]
+
+
+def _cast(rows: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if field.name not in rows.column_names:
+        return pa.nulls(rows.num_rows, field.type)
+    column = rows[field.name]
+    if is_json(field) and not pa.types.is_string(column.type):
+        return to_columns([{field.name: v} for v in column.to_pylist()], pa.schema([field]))[0]
+    return column.cast(field.type)
+
+
+def _block(
+    corpus: Corpus,
+    file: InputFile,
+    keys: Sequence[int],
+    ends: Sequence[int],
+    names: Sequence[str],
+    errors: list[dict[str, object] | None],
+    columns: Sequence[pa.Array | pa.ChunkedArray],
+) -> pa.Table:
+    named: list[str] = []
+    for i, name in enumerate(names):
+        if not name:  # a given id that is null
+            name = f"row-{file.number}-{keys[i]}"
+            if corpus.id is not None and errors[i] is None:
+                errors[i] = RowFault("read", "MissingId", f"column {corpus.id} is empty").block_record()
+        named.append(name)
+    head = [
+        pa.array([file.number] * len(keys), pa.int32()),
+        pa.array(keys, pa.int64()),
+        pa.array(ends, pa.int64()),
+        pa.array(named, pa.string()),
+        pa.array(errors, BLOCK_ERROR),
+    ]
+    return pa.table([*head, *columns], schema=corpus.block_schema())
+
+
+def _unreadable(corpus: Corpus, file: InputFile, unit: Span, fault: RowFault) -> pa.Table:
+    size = max(1, round(corpus.rows_in(unit)))
+    if _is_table(file) and file.size_positions <= 1:
+        size = max(1, int(file.size_bytes // ROW_BYTES))  # no footer: its rows can only be guessed
+    error = {
+        **fault.block_record(),
+        "message": f"{file.path} [{unit.start}, {unit.stop}): {fault.message}",
+        "weight": size,
+    }
+    columns = [pa.nulls(1, one.type) for one in corpus.schema]
+    name = f"unreadable-{file.number}-{unit.start}-{unit.stop}"
+    return _block(corpus, file, [unit.start], [unit.stop], [name], [error], columns)
+
+
+def _given(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _with_ids(corpus: Corpus, file: InputFile, block: pa.Table) -> pa.Table:
+    """Append occurrences to content ids."""
+    if corpus.id is not None or block.num_rows == 0:
+        return block
+    positions, occurrences = _occurrences(_Cached(corpus, file))
+    keys = block["_key"].to_numpy()
+    at = np.searchsorted(positions, keys)
+    hit = at < len(positions)
+    hit[hit] = positions[at[hit]] == keys[hit]
+    if not hit.any():
+        return block
+    names = block["_id"].to_pylist()
+    for i in np.flatnonzero(hit):
+        names[i] = ids.with_occurrence(names[i], int(occurrences[at[i]]))
+    place = block.schema.get_field_index("_id")
+    return block.set_column(place, BLOCK_FIELDS[3], pa.array(names, pa.string()))
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """Key of the occurrence cache: a file of a job, by identity and not by its megabytes of metadata."""
+
+    corpus: Corpus
+    file: InputFile
+
+    def __hash__(self) -> int:
+        return hash((self.corpus.root, self.file))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Cached) and (self.corpus.root, self.file) == (other.corpus.root, other.file)
+
+
+@functools.lru_cache(maxsize=8)
+def _occurrences(key: _Cached) -> tuple[np.ndarray, np.ndarray]:
+    if key.file.size_bytes <= ids.SMALL:
+        return _count_occurrences(key.corpus, key.file)
+    fs, path = filesystem(_index_path(key.corpus, key.file))
+    with fs.open(path, "rb") as file:
+        table = pq.read_table(file)
+    return table["position"].to_numpy(), table["occurrence"].to_numpy()
+
+
+def _count_occurrences(corpus: Corpus, file: InputFile) -> tuple[np.ndarray, np.ndarray]:
+    step = BLOCK_ROWS if _is_table(file) else 1 << 20
+    units = [Span(file.number, at, min(at + step, file.size_positions)) for at in range(0, file.size_positions, step)]
+    source = _read_table if _is_table(file) else _read_lines
+
+    def rows() -> Iterator[tuple[int, str]]:
+        try:
+            for _, block in source(corpus, file, units):
+                yield from zip(block["_key"].to_pylist(), block["_id"].to_pylist(), strict=True)
+        except Exception:
+            return  # from here on the file cannot be read: its rows become error rows with ids of their own
+
+    return ids.repeats(rows())
+
+
+def _index_path(corpus: Corpus, file: InputFile) -> str:
+    return f"{corpus.root}/_input/{file.number}-{zlib.crc32(f'{file.path} {file.stamp}'.encode()):08x}.repeats"
+
+
+def _put_whole(url: str, data: bytes) -> None:
+    """Complete or absent, also under two writers (who write the same)."""
+    folder, _, name = url.rpartition("/")
+    storage = open_storage(folder)
+    with contextlib.suppress(FileExistsError):
+        storage.create_exclusive(name, data)
+
+
+def _is_table(file: InputFile) -> bool:
+    return file.format == "parquet" or file.staged is not None
+
+
+def _open(file: InputFile, root: str) -> Any:
+    fs, path = filesystem(f"{root}/{file.staged}" if file.staged is not None else file.path)
+    return fs.open(path, "rb")
+
+
+def _take(lines: Iterator[Any], n: int) -> Iterator[Any]:
+    for _, one in zip(range(n), lines, strict=False):
+        yield one

@@ -150,9 +150,7 @@ class IntervalSet:
         return bool(self._starts)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, IntervalSet) and self._starts == other._starts and self._stops == other._stops
-        )
+        return isinstance(other, IntervalSet) and self._starts == other._starts and self._stops == other._stops
 
     __hash__ = None  # type: ignore[assignment]
 

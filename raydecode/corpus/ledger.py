@@ -1,166 +1,506 @@
 """Who runs which rows: leases, blame, watchdog. A pure state machine over a clock, a `Log` and offered blocks.
 
-The Ray actor of the same name is a thin skin: every decision lies here, every method is synchronous, fast and
-takes or returns plain values. Call it from one thread at a time.
+The Ray actor of the same name is a thin skin: every decision lies here, every method is synchronous and takes and
+returns plain values. One thread at a time.
 
     feeder   while ledger.hungry(): ledger.offer(ref, unit)   ...   ledger.end_of_input()
-    actor    next -> Lease | Suspects | Wait | Stop;  started, finished (rows enter, leave a slot), beat, commit(part)
+    worker   next -> Lease | Suspects | Wait | Stop;  started, finished (rows enter, leave a slot), beat, commit(parts)
     keeper   on_death, on_start_failure;  tick -> Kill | End
 
-What the feeder fails to deliver is leased again as a unit without a reference: `planned` is the truth, blocks are
-transport. Blame falls on rows *in slots* alone (`started` and not `finished`).
+Laws (simulated over thousands of schedules in tests/corpus/test_ledger.py):
+exact cover at the end; no row is with two living workers; whatever the feeder fails to deliver is leased as a unit
+without a block (`planned` is the truth, blocks are transport); blame falls on rows in slots alone.
+
+A position is in exactly one place: not yet offered, offered, in the pool, with a worker, held by the hunt, or done.
+`_taken` is the union of all but the first.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
 
+from raydecode.corpus.hunt import Hunt
 from raydecode.corpus.intervals import Cover, Span
+from raydecode.corpus.log import HEARTBEAT_S, Fenced, Log
+from raydecode.corpus.messages import (
+    BLAMING,
+    Cause,
+    Committed,
+    End,
+    Kill,
+    Lease,
+    Limits,
+    Orders,
+    Progress,
+    Refused,
+    Reply,
+    Stop,
+    Suspects,
+    Wait,
+)
+from raydecode.corpus.records import PartMeta
+from raydecode.corpus.rows import RowFault
 
-if TYPE_CHECKING:
-    from raydecode.corpus.log import Log
-    from raydecode.corpus.parts import PartMeta
+__all__ = [
+    "Committed",
+    "End",
+    "Kill",
+    "Lease",
+    "Ledger",
+    "Limits",
+    "Orders",
+    "Progress",
+    "Refused",
+    "Reply",
+    "Stop",
+    "Suspects",
+    "Wait",
+]
 
-Cause = Literal["crash", "watchdog", "node_loss", "drain", "memory"]
-BLAMING: frozenset[str] = frozenset({"crash", "watchdog"})  # the others say nothing about the rows
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A unit to run. `ref` is the offered block, or None: then read `unit` yourself (`inputs.read_unit`).
-
-    todo: the spans of the unit that are this lease's rows. Drop rows whose span is outside; positions of `todo`
-          that belong to no row (blank lines, the tail of an earlier line) are committed as cover all the same:
-          `PartBuilder.lease(lease, table)` does both.
-    """
-
-    id: int
-    unit: Span
-    ref: object | None
-    todo: tuple[Span, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Suspects:
-    """Rows that were in slots when an engine died. Finish everything else, flush, then run these together, alone.
-
-    Read each with `inputs.read_unit(span)`. When `probe` is set, first run a known good prompt and call
-    `probed(worker, group)`: only a death after that is a verdict. Commit them in parts of their own.
-    """
-
-    group: int
-    rows: tuple[Span, ...]
-    probe: bool
-    tries: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing now; ask again after `seconds`, or go on with what runs."""
-
-    seconds: float
+_WAIT_S = 0.05
+_ASK_AGAIN_S = 5.0  # a worker that was asked to give rows back has this long to answer
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Commit what you hold, then leave. `reason`: "finished", "fenced", "drain", "dead", or the cause of the end."""
-
-    reason: str
-
-
-Reply = Lease | Suspects | Wait | Stop
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """Answer to `beat`: rows that should go back to idle actors (`returned`), and whether to stop."""
-
-    give_back: int = 0
-    stop: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The part is in the log and visible. Also the answer to the same part sent again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The part is not in the log: delete it. Its rows are run again elsewhere."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Watchdog: dump the worker's stacks, kill it, then call `on_death(worker, "watchdog")`."""
-
-    worker: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The job ends with this cause (what is committed stays)."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """max_error_rate: share of error rows, 0..1, above which the job ends; None = no limit."""
-
-    max_error_rate: float | None = None
-    stall_s: float = 60.0  # no token for max(stall_s, stall_steps x median step): the worker is killed
-    stall_steps: float = 20.0
-    idle_s: float = 180.0  # no token, commit or lease anywhere: the job ends
-    barren_deaths: int = 3  # deaths without a commit between, outside a hunt
-    start_failures: int = 2
-    queue: int = 4  # offered blocks held
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the progress line shows. `rows` includes error rows; positions are rows (Parquet) or bytes."""
-
-    rows: int
-    errors: int
-    tokens: int
-    rows_rerun: int
-    deaths: int
-    suspects: int
-    positions_done: int
-    positions_planned: int
-    workers: int
-    finished: bool
+@dataclass(slots=True)
+class _Worker:
+    assigned: Cover = field(default_factory=Cover)  # with the worker, not committed
+    condemned: set[Span] = field(default_factory=set)
+    slots: set[Span] = field(default_factory=set)
+    ready: set[Span] = field(default_factory=set)  # finished, not committed
+    ticket: int = -1
+    reply: Reply | None = None
+    tokens: int = 0
+    waiting: int = 0
+    step_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    progress_at: float = 0.0
+    asked_at: float | None = None
+    draining: bool = False
+    killed: bool = False
 
 
 class Ledger:
-    """See the module. `planned`: every unit of the job that was not covered when it started."""
+    """See the module.
 
-    def __init__(self, log: Log, planned: Sequence[Span], clock: Callable[[], float], limits: Limits = Limits()) -> None:
-        raise NotImplementedError
+    planned: the units of the job that were not covered when it started, each at most one block
+    clock:   monotonic seconds
+    finish:  called once when all is done; its value becomes the `finish` record's summary
+    """
 
-    # feeder
-    def hungry(self) -> bool: ...
-    def offer(self, ref: object, unit: Span) -> None: ...
-    def end_of_input(self, failed: str | None = None) -> None: ...
+    def __init__(
+        self,
+        log: Log,
+        planned: Sequence[Span],
+        clock: Callable[[], float],
+        limits: Limits | None = None,
+        finish: Callable[[], dict[str, object]] = dict,
+    ) -> None:
+        self.log, self._clock, self._limits, self._finish = log, clock, limits or Limits(), finish
+        self._planned, self._all = list(planned), Cover(planned)
+        state = log.state
+        self._hunt = Hunt(state.hunt, state.condemned, state.tries)
+        self._taken = state.done.copy()
+        self._taken.update(self._hunt.held())
+        self._left = self._all.subtract(state.done).size
+        self._total = self._left
+        self._offered: deque[tuple[object, Span, tuple[Span, ...]]] = deque()
+        self._pool: deque[Span] = deque()
+        self._input_done = False
+        self._workers: dict[str, _Worker] = {}
+        self._gone: set[str] = set()
+        self._committed: set[str] = set()
+        self._starving: set[str] = set()
+        self._lease = 0
+        self._barren: list[str] = []
+        self._start_failures: list[str] = []
+        self._beat_at = float("-inf")
+        self._active_at = clock()
+        self._ended: str | None = None
 
-    # worker; `ticket` counts a worker's calls of next: the same ticket gets the same reply (a doubled message)
-    def next(self, worker: str, ticket: int) -> Reply: ...
-    def started(self, worker: str, rows: Iterable[Span]) -> None: ...
-    def finished(self, worker: str, rows: Iterable[Span]) -> None: ...
-    def beat(self, worker: str, tokens: int, waiting: int, step_s: float | None = None) -> Orders: ...
-    def returned(self, worker: str, rows: Iterable[Span]) -> None: ...
-    def probed(self, worker: str, group: int) -> None: ...
-    def commit(self, worker: str, parts: Sequence[PartMeta]) -> Committed | Refused: ...
-    def leave(self, worker: str) -> None: ...
+    # the feeder
 
-    # keeper
-    def drain(self, worker: str) -> None: ...
-    def on_death(self, worker: str, cause: Cause, message: str = "") -> None: ...
-    def on_start_failure(self, message: str) -> None: ...
-    def tick(self) -> list[Kill | End]: ...
-    def progress(self) -> Progress: ...
+    def hungry(self) -> bool:
+        """More blocks are wanted."""
+        return (
+            not self._input_done
+            and self._ended is None
+            and len(self._offered) < max(self._limits.queue, len(self._workers))
+        )
+
+    def offer(self, ref: object, unit: Span) -> None:
+        """A block that holds the rows of `unit`. Rows that are done, held or already somewhere are left out."""
+        todo = tuple(self._all.intersect(Cover([unit])).subtract(self._taken).spans())
+        if todo:
+            self._taken.update(Cover(todo))
+            self._offered.append((ref, unit, todo))
+
+    def end_of_input(self, failed: str | None = None) -> None:
+        """The feeder is through, or it broke (`failed`): workers read what is missing themselves."""
+        if not self._input_done:
+            self._input_done = True
+            for unit in self._planned:
+                for span in self._taken.missing(unit):
+                    self._pool.append(span)
+                    self._taken.add(span)
+
+    # workers
+
+    def next(self, worker: str, ticket: int) -> Reply:
+        """What to do now. `ticket` counts this worker's calls: a message that comes twice gets one answer twice."""
+        if worker in self._gone:
+            return Stop("dead")
+        if self._ended is not None:
+            return Stop(self._ended)
+        me = self._worker(worker)
+        if ticket == me.ticket and me.reply is not None:
+            return me.reply
+        if ticket < me.ticket:
+            return Wait(_WAIT_S)  # a late copy; nobody listens to this answer
+        me.ticket, me.reply = ticket, self._decide(worker, me)
+        if isinstance(me.reply, Lease | Suspects):
+            self._active_at = me.progress_at = self._clock()
+            self._starving.discard(worker)
+        return me.reply
+
+    def started(self, worker: str, rows: Iterable[Span]) -> None:
+        """Rows enter slots. Wait for the answer before the engine steps: an engine that dies with rows in slots that
+        the ledger does not know is blamed on nobody, and three such deaths end the job."""
+        me = self._alive(worker)
+        if me is not None:
+            me.slots.update(row for row in rows if me.assigned.covers(row) and row not in me.ready)
+            me.progress_at = self._clock()
+
+    def finished(self, worker: str, rows: Iterable[Span]) -> None:
+        """Rows left their slots and wait in the worker's buffer."""
+        me = self._alive(worker)
+        if me is not None:
+            rows = [row for row in rows if me.assigned.covers(row)]
+            me.slots.difference_update(rows)
+            me.ready.update(rows)
+            me.progress_at = self._clock()
+
+    def beat(self, worker: str, tokens: int, waiting: int, step_s: float | None = None) -> Orders:
+        """Every second or so. tokens: generated since the worker's start; waiting: rows it holds that have not
+        started; step_s: duration of its last engine step."""
+        me = self._alive(worker)
+        if me is None:
+            return Orders(stop="dead")
+        now = self._clock()
+        if tokens > me.tokens:
+            me.tokens, me.progress_at, self._active_at = tokens, now, now
+        if step_s is not None:
+            me.step_s.append(step_s)
+        me.waiting = waiting
+        stop = self._ended or ("drain" if me.draining else None)
+        return Orders(self._ask_back(worker, me, now), stop)
+
+    def returned(self, worker: str, rows: Iterable[Span]) -> None:
+        """Rows that the worker gives back, none of them started. Also call it with no rows to decline."""
+        me = self._alive(worker)
+        if me is None:
+            return
+        me.asked_at = None
+        group = self._hunt.of(worker)
+        suspects = set(group.rows) if group else set()
+        back = sorted(
+            r for r in rows if me.assigned.covers(r) and r not in me.slots and r not in me.ready and r not in suspects
+        )
+        for row in back:
+            me.assigned.remove(row)
+        me.waiting = max(0, me.waiting - len(back))
+        self._pool.extend(_shares(back, max(1, len(self._starving))))
+
+    def probed(self, worker: str, group: int) -> None:
+        """The known good prompt ran through on this engine, right before the suspect."""
+        mine = self._hunt.of(worker)
+        if self._alive(worker) is not None and mine is not None and mine.number == group:
+            mine.probed = True
+
+    def commit(self, worker: str, parts: Sequence[PartMeta]) -> Committed | Refused:
+        """Make parts of this worker done and visible. All or none. Raises Fenced, or OSError when the storage
+        fails: both end the job, and the worker must not go on."""
+        if parts and all(part.name in self._committed for part in parts):
+            return Committed()
+        me = self._alive(worker)
+        if me is None:
+            return Refused(f"worker {worker} is not of this run or was given up; its rows run elsewhere")
+        whole = Cover()
+        for part in parts:
+            fault = self._fault(me, part, whole)
+            if fault:
+                self._release(me, parts)
+                return Refused(fault)
+            whole.update(part.cover)
+        try:
+            self.log.commit(parts)
+        except Exception as error:
+            self._end("fenced" if isinstance(error, Fenced) else f"the output cannot be written: {error}")
+            raise
+        self._committed.update(part.name for part in parts)
+        self._settle(worker, me, whole)
+        return Committed()
+
+    def leave(self, worker: str) -> None:
+        """The worker is going, in peace. What it still holds is leased again."""
+        me = self._alive(worker)
+        if me is not None:
+            self._hunt.put_back(worker)
+            self._bury(worker, me)
+
+    # the keeper
+
+    def drain(self, worker: str) -> None:
+        """The next answers tell the worker to finish what runs and to leave (scale down, node going away)."""
+        me = self._alive(worker)
+        if me is not None:
+            me.draining = True
+
+    def on_death(self, worker: str, cause: Cause, message: str = "") -> None:
+        """The worker's process is gone for certain. Rows in its slots are suspects when the cause blames."""
+        if worker in self._gone:
+            return
+        me = self._worker(worker)
+        rerun = len(me.slots) + len(me.ready)
+        if cause not in BLAMING:
+            self._hunt.put_back(worker)
+        elif self._hunt.died(worker, me.slots - me.condemned):
+            self._count_barren(f"{worker}: {message or cause}")
+        self._bury(worker, me)
+        self._active_at = self._clock()
+        self._append(
+            lambda: self.log.blame(
+                self._hunt.groups(),
+                self._condemned(),
+                self._hunt.tries,
+                rerun=rerun,
+                worker=worker,
+                cause=f"{cause}: {message}" if message else cause,
+            )
+        )
+
+    def on_start_failure(self, message: str) -> None:
+        """A worker's constructor failed. Two in a row end the job: a third would fail as well."""
+        self._start_failures.append(message)
+        if len(self._start_failures) >= self._limits.start_failures:
+            self._end(f"workers do not start: {message}")
+
+    def tick(self) -> list[Kill | End]:
+        """Call every second: heartbeat, watchdog, and the end, if there is one."""
+        now = self._clock()
+        if self._ended is not None:
+            return [End(self._ended)]
+        if now - self._beat_at >= HEARTBEAT_S:
+            self._beat_at = now
+            self._append(lambda: self.log.beat(self._in_flight()))
+        out: list[Kill | End] = []
+        for name, me in self._workers.items():
+            limit = max(self._limits.stall_s, self._limits.stall_steps * statistics.median(me.step_s or [0.0]))
+            if me.slots and not me.killed and now - me.progress_at > limit:
+                me.killed = True
+                rows = ", ".join(f"{r.input}:{r.start}" for r in sorted(me.slots)[:5])
+                out.append(
+                    Kill(
+                        name,
+                        f"no token for {now - me.progress_at:.0f} s with {len(me.slots)} rows running ({rows} ...)",
+                    )
+                )
+        quiet = now - self._active_at
+        if not out and quiet > (self._limits.idle_s if self._workers else self._limits.start_s):
+            self._end(self._stalled(quiet))
+        return out if self._ended is None else [*out, End(self._ended)]
+
+    def progress(self) -> Progress:
+        state = self.log.state
+        return Progress(
+            rows=state.rows,
+            errors=state.errors,
+            tokens=state.tokens,
+            parts=state.parts,
+            rows_rerun=state.rerun,
+            deaths=state.deaths,
+            suspects=self._hunt.size,
+            positions_done=self._total - self._left,
+            positions_planned=self._total,
+            workers=len(self._workers),
+            in_flight=self._in_flight(),
+            ended=self._ended,
+        )
+
+    # decisions
+
+    def _decide(self, worker: str, me: _Worker) -> Reply:
+        if self._left == 0:
+            self._complete()
+            return Stop(self._ended or "finished")
+        if me.draining:
+            return Stop("drain")
+        if self._hunt.of(worker) is not None:
+            return Wait(_WAIT_S)  # its group first
+        if self._hunt.condemned:
+            row = self._hunt.condemned.popleft()
+            me.condemned.add(row)
+            tries = self._hunt.tries.get(row, 1)
+            fault = RowFault(
+                "engine", "EngineDeath", f"the engine died {tries} times with this row, at last with it alone", tries
+            )
+            return self._grant(me, None, row, (row,), fault)
+        group = self._hunt.take(worker)
+        if group is not None:
+            for row in group.rows:
+                me.assigned.add(row)
+            tries = max(self._hunt.tries.get(row, 1) for row in group.rows)
+            return Suspects(group.number, tuple(group.rows), group.alone, tries)
+        if self._pool:
+            span = self._pool.popleft()
+            return self._grant(me, None, span, (span,))
+        if self._offered:
+            return self._grant(me, *self._offered.popleft())
+        if self._input_done:
+            self._starving.add(worker)
+        return Wait(_WAIT_S)
+
+    def _grant(
+        self, me: _Worker, ref: object, unit: Span, todo: tuple[Span, ...], fault: RowFault | None = None
+    ) -> Lease:
+        for span in todo:
+            me.assigned.add(span)
+        self._lease += 1
+        return Lease(self._lease, unit, ref, todo, fault)
+
+    def _ask_back(self, worker: str, me: _Worker, now: float) -> int:
+        """At the tail, half of the longest queue goes to whoever is idle (a third each to two, ...)."""
+        if me.asked_at is not None and now - me.asked_at < _ASK_AGAIN_S:
+            return 0
+        if not self._starving or worker in self._starving or self._pool or self._offered or not self._input_done:
+            return 0
+        if (
+            me.waiting < 1
+            or self._hunt.of(worker) is not None
+            or me.waiting < max(w.waiting for w in self._workers.values())
+        ):
+            return 0
+        me.asked_at = now
+        idle = len(self._starving)
+        return -(-me.waiting * idle // (idle + 1))
+
+    def _fault(self, me: _Worker, part: PartMeta, before: Cover) -> str | None:
+        """Why a part may not be committed."""
+        if part.cover.intersect(before):
+            return f"part {part.name} covers rows of another part in the same commit"
+        foreign = part.cover.subtract(me.assigned)
+        if foreign:
+            return f"part {part.name} covers rows that are not leased to this worker: {foreign.spans()[:3]}"
+        if part.attempt != self.log.attempt:
+            return f"part {part.name} is of attempt {part.attempt}, this is {self.log.attempt}"
+        return None
+
+    def _settle(self, worker: str, me: _Worker, cover: Cover) -> None:
+        for span in cover.spans():
+            me.assigned.remove(span)
+        self._left -= cover.size
+        done = self.log.state.done
+        me.slots = {row for row in me.slots if not done.covers(row)}
+        me.ready = {row for row in me.ready if not done.covers(row)}
+        me.condemned = {row for row in me.condemned if not done.covers(row)}
+        self._hunt.committed(worker, done)
+        self._barren.clear()
+        self._active_at = me.progress_at = self._clock()
+        if self._left == 0:
+            self._complete()
+        elif self.log.state.weight >= self._limits.error_rows:
+            self._check_errors()
+
+    def _release(self, me: _Worker, parts: Sequence[PartMeta]) -> None:
+        """A refused commit: what the worker really had of it goes back to the pool."""
+        for part in parts:
+            for span in part.cover.intersect(me.assigned).spans():
+                me.assigned.remove(span)
+                self._pool.append(span)
+        me.slots = {row for row in me.slots if me.assigned.covers(row)}
+        me.ready = {row for row in me.ready if me.assigned.covers(row)}
+
+    def _bury(self, worker: str, me: _Worker) -> None:
+        """The worker is no more: what it held goes to the pool, except what the hunt holds."""
+        del self._workers[worker]
+        self._gone.add(worker)
+        self._starving.discard(worker)
+        self._hunt.condemned.extend(sorted(me.condemned))
+        back = me.assigned.subtract(self._hunt.held())
+        self._pool.extend(back.spans())
+
+    def _condemned(self) -> list[Span]:
+        return [*self._hunt.condemned, *(row for me in self._workers.values() for row in me.condemned)]
+
+    def _count_barren(self, what: str) -> None:
+        self._barren.append(what)
+        if len(self._barren) >= self._limits.barren_deaths:
+            self._end(
+                f"{len(self._barren)} workers died without committing a row in between; the last: {self._barren[-1]}"
+            )
+
+    def _check_errors(self) -> bool:
+        state, limit = self.log.state, self._limits.max_error_rate
+        if limit is None or state.errors <= limit * state.weight:
+            return True
+        self._end(
+            f"{state.errors} of {state.weight} rows failed ({state.errors / state.weight:.1%}), max_error_rate allows "
+            f"{limit:.1%}: look at the `error` column of the output, then start the same command again to go on"
+        )
+        return False
+
+    def _complete(self) -> None:
+        if self._ended is None and self._check_errors():
+            if self.log.state.summary is None:
+                self._append(lambda: self.log.finish(self._finish()))
+            self._end("finished")
+
+    def _append(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Fenced:
+            self._end("fenced")
+            raise
+        except OSError as error:
+            self._end(f"the output cannot be written: {error}")
+            raise
+
+    def _stalled(self, quiet: float) -> str:
+        waiting = [
+            *self._pool,
+            *(unit for _, unit, _ in self._offered),
+            *(s for me in self._workers.values() for s in me.assigned.spans()),
+        ]
+        names = ", ".join(f"{s.input}:{s.start}-{s.stop}" for s in waiting[:5]) or (
+            "the reading side delivers nothing" if not self._input_done else "none"
+        )
+        who = (
+            ", ".join(f"{name} ({len(me.slots)} running, {me.waiting} waiting)" for name, me in self._workers.items())
+            or "none"
+        )
+        return f"nothing happened for {quiet:.0f} s. Rows that wait (file:positions): {names}. Workers: {who}"
+
+    def _end(self, reason: str) -> None:
+        self._ended = self._ended or reason
+
+    def _in_flight(self) -> int:
+        return sum(len(me.slots) + len(me.ready) for me in self._workers.values())
+
+    def _worker(self, name: str) -> _Worker:
+        me = self._workers.get(name)
+        if me is None:
+            me = self._workers[name] = _Worker(progress_at=self._clock())
+            self._start_failures.clear()
+            self._active_at = self._clock()
+        return me
+
+    def _alive(self, name: str) -> _Worker | None:
+        """The worker, or None when it is gone (its late messages count for nothing)."""
+        return self._workers.get(name)
+
+
+def _shares(rows: Sequence[Span], n: int) -> list[Span]:
+    """Sorted rows in n lots of equal count, each lot as few contiguous spans as possible."""
+    lot = -(-len(rows) // n) or 1
+    return [span for at in range(0, len(rows), lot) for span in Cover(rows[at : at + lot]).spans()]

@@ -1,0 +1,393 @@
+"""The commit log: one exclusively created record is the commit; everything visible follows from it.
+
+| step of a commit | a crash right after | the next start |
+|---|---|---|
+| 1 a worker writes its part to `_tmp/<attempt>/`, durably     | unreferenced or torn | deletes it, runs the rows again |
+| 2 the record `_log/<v>.json` is created exclusively         | committed, invisible | publishes it |
+| 3 the part is moved to its visible name                     | committed, visible   | nothing |
+
+Law: visible is a subset of committed always, and equal after `Log.open`.
+
+Fencing is the record number. A new process writes an `attempt` record where the old one would write its next, so the
+old one finds its number taken, reads a higher attempt and leaves (`Fenced`), deleting nothing. A restart right after
+`kill -9` does overlap with the old processes: they were seen alive 1.5 s later. The heartbeat only spares people the
+accident of starting a job twice; nothing depends on its clock.
+
+The log is learned by reading v, v + 1, ... until a number is missing, from the last checkpoint (found by doubling and
+halving over the numbers divisible by 100), never by listing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from raydecode.corpus.intervals import Span
+from raydecode.corpus.records import FORMAT, InputFile, PartMeta, Record, State, suspicion
+from raydecode.corpus.storage import Storage
+from raydecode.errors import JobError, UserError
+
+CHECKPOINT = 100
+HEARTBEAT_S = 5.0
+STALE_S = 30.0
+
+
+class Fenced(JobError):
+    """Another process has taken the log over. Leave; delete nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process whose death should free the output: the driver's, not the committer's."""
+
+    host: str
+    pid: int
+    born: str  # start time of the process: a reused pid is another process
+
+    @classmethod
+    def me(cls) -> Owner:
+        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()))
+
+    def alive(self) -> bool | None:
+        """True, False, or None when it cannot be seen from this host."""
+        if self.host != socket.gethostname():
+            return None
+        born = _born(self.pid)
+        return bool(born) and born == self.born
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A finished job, as the log tells it without reading a row."""
+
+    rows: int
+    samples: int
+    tokens: int
+    errors: int
+    parts: int
+    rows_rerun: int
+    details: Record
+
+
+class Log:
+    """The writer's side. One per process; not thread-safe. Build with `Log.open`."""
+
+    def __init__(self, storage: Storage, state: State, owner: Owner, now: Callable[[], float]) -> None:
+        self.storage, self.state, self.owner, self._now = storage, state, owner, now
+        self.attempt = 0  # ours; 0 until we have one
+        self._beats = 0
+
+    @classmethod
+    def open(
+        cls,
+        storage: Storage,
+        *,
+        job: Mapping[str, object],
+        inputs: Sequence[InputFile],
+        schema: str,
+        now: Callable[[], float],
+        owner: Owner | None = None,
+        takeover: bool = False,
+        overwrite: bool = False,
+    ) -> Log:
+        """Take the output over: replay, check the job, write the attempt, finish what a crash interrupted.
+
+        job:    what the texts depend on, as JSON values; compared with what the output was made with
+        inputs: all files of the job (`inputs.discover`); those the log does not know yet join
+        Raises UserError when another run is alive here or the job differs.
+        """
+        log = cls(storage, State(), owner or Owner.me(), now)
+        wanted: Record = json.loads(json.dumps(job))
+        in_flight = 0
+        while True:
+            replay(storage, log.state)
+            if log.state.attempt and not takeover:
+                in_flight = _refuse_if_alive(storage, log.state.attempt, now(), log.owner)
+            void = overwrite and log.state.job is not None
+            if log.state.job is not None and not void:
+                refuse_difference(storage.url, log.state.job, wanted)
+            try:
+                if log.state.job is None or void:
+                    log._put(
+                        {
+                            "kind": "job",
+                            "format": FORMAT,
+                            "job": wanted,
+                            "schema": schema,
+                            "inputs": [asdict(i) for i in inputs],
+                        }
+                    )
+                    overwrite = False
+                log._put({"kind": "attempt", "attempt": log.state.attempt + 1, "rerun": in_flight, **asdict(log.owner)})
+            except Fenced:
+                continue  # somebody wrote meanwhile: read on
+            break
+        log.attempt = log.state.attempt
+        known = {one.number for one in log.state.inputs}
+        joining = [asdict(one) for one in inputs if one.number not in known]
+        if joining:
+            log._put({"kind": "inputs", "inputs": joining})
+        log._recover()
+        log.beat(0)
+        return log
+
+    def commit(self, parts: Sequence[PartMeta]) -> None:
+        """Make the parts' rows done and visible. The caller has checked that no cover overlaps `state.done`."""
+        whole = self.state.done.copy()
+        for part in parts:
+            if whole.intersect(part.cover):
+                raise ValueError(f"part {part.name} covers rows that are committed already")
+            whole.update(part.cover)
+        self._put({"kind": "commit", "parts": [part.to_json() for part in parts]})
+        for part in parts:
+            self._publish(part)
+
+    def blame(
+        self,
+        hunt: Sequence[Sequence[Span]],
+        condemned: Sequence[Span],
+        tries: Mapping[Span, int],
+        *,
+        rerun: int,
+        worker: str,
+        cause: str,
+    ) -> None:
+        """A worker died. What is given replaces what was known, so that a restart goes on with the hunt."""
+        record = {"kind": "blame", "worker": worker, "cause": cause, "rerun": rerun}
+        self._put(record | suspicion(hunt, condemned, tries))
+
+    def finish(self, summary: Record) -> None:
+        """The job is complete: `finished` will say so without a run."""
+        self._put({"kind": "finish", "summary": summary})
+        self.beat(0, closed=True)
+
+    def beat(self, in_flight: int, closed: bool = False) -> None:
+        """Every HEARTBEAT_S. `in_flight`: rows in slots, counted as run again if this process dies.
+        Two files in turn: one is whole whenever the other is being written."""
+        self._beats += 1
+        data = {
+            "attempt": self.attempt,
+            "at": self._now(),
+            "in_flight": in_flight,
+            "closed": closed,
+            **asdict(self.owner),
+        }
+        self.storage.write(_heartbeat(self.attempt, self._beats % 2), json.dumps(data).encode())
+
+    def _put(self, record: Record) -> None:
+        if self.state.next and self.state.next % CHECKPOINT == 0:
+            self._create({"kind": "checkpoint", "state": self.state.checkpoint(list(self.state.pending.values()))})
+        self._create(record)
+
+    def _create(self, record: Record) -> None:
+        record = (
+            {"kind": record["kind"], "id": uuid.uuid4().hex, "at": self._now()} | {"attempt": self.attempt} | record
+        )
+        name = record_name(self.state.next)
+        try:
+            self.storage.create_exclusive(name, json.dumps(record, separators=(",", ":")).encode())
+        except FileExistsError:
+            raise Fenced(f"{self.storage.url}: another run took over at {name}; this one stops") from None
+        self.state.apply(record)
+
+    def _publish(self, part: PartMeta) -> None:
+        for source, target in part.moves():
+            self.storage.publish(source, target)
+        self.state.pending.pop(part.name, None)
+
+    def _recover(self) -> None:
+        """Publish what is committed, delete what no record names. Anything here may be repeated or interrupted."""
+        for part in list(self.state.pending.values()):
+            try:
+                self._publish(part)
+            except FileNotFoundError as error:
+                raise JobError(
+                    f"{self.storage.url}: committed part {part.name} is gone; raydecode verify lists the damage"
+                ) from error
+        for path in self.storage.list("_tmp"):
+            owner = path.split("/")[1]
+            if owner.isdigit() and int(owner) < self.attempt:
+                self.storage.remove(path)
+        for path in self.storage.list("_log"):
+            beat = path.startswith("_log/heartbeat-") and int(path.split("-")[1]) < self.attempt
+            if beat or path.endswith(".tmp"):
+                self.storage.remove(path)
+        if not self.state.swept:
+            for old in parts_of(self.storage, stop=self.state.job_at, start=0):
+                for _, target in old.moves():
+                    self.storage.remove(target)
+            self._put({"kind": "swept"})
+
+
+def replay(storage: Storage, state: State | None = None) -> State:
+    """The state of a log. A given state is read on from where it stands. Writes nothing."""
+    state = state or State()
+    if state.next == 0:
+        last = _last_checkpoint(storage)
+        if last:
+            state.next = last
+    for record in records(storage, state.next):
+        state.apply(record)
+    return state
+
+
+def records(storage: Storage, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+    number = start
+    while stop is None or number < stop:
+        try:
+            data = storage.read(record_name(number))
+        except FileNotFoundError:
+            return
+        try:
+            yield json.loads(data)
+        except ValueError as error:
+            raise JobError(f"{storage.url}/{record_name(number)} is damaged: {error}") from error
+        number += 1
+
+
+def parts_of(storage: Storage, start: int, stop: int | None = None) -> Iterator[PartMeta]:
+    """Every part that the records [start, stop) commit."""
+    for record in records(storage, start, stop):
+        if record["kind"] == "commit":
+            yield from (PartMeta.from_json(one) for one in record["parts"])
+
+
+def finished(
+    storage: Storage, job: Mapping[str, object] | None = None, inputs: Sequence[InputFile] | None = None
+) -> Summary | None:
+    """The summary of a finished job, else None. With `job`: a differing one is refused. With `inputs`: files that
+    the log does not know make it unfinished. Reads the log's tail only: no Ray, no rows."""
+    state = replay(storage)
+    if state.job is None:
+        return None
+    if job is not None:
+        refuse_difference(storage.url, state.job, json.loads(json.dumps(job)))
+    if (
+        state.summary is None
+        or state.pending
+        or (inputs is not None and {i.path for i in inputs} - {i.path for i in state.inputs})
+    ):
+        return None
+    return Summary(state.rows, state.samples, state.tokens, state.errors, state.parts, state.rerun, state.summary)
+
+
+def record_name(number: int) -> str:
+    return f"_log/{number:012d}.json"
+
+
+def refuse_difference(url: str, old: Record, new: Record) -> None:
+    """UserError that shows each differing key when the output was made by another job."""
+    a, b = _flat(old), _flat(new)
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    if not keys:
+        return
+    lines = [f"  {key}: {_short(a, key)} -> {_short(b, key)}" for key in keys]
+    raise UserError(
+        "the output holds rows of another configuration:\n" + "\n".join(lines),
+        field="output.path",
+        value=url,
+        hint="choose a new output.path, or pass --overwrite to void what is there",
+    )
+
+
+def _flat(value: object, at: str = "") -> dict[str, object]:
+    match value:
+        case dict() if value:
+            return {
+                k: v for key, one in value.items() for k, v in _flat(one, f"{at}.{key}" if at else str(key)).items()
+            }
+        case list() if value:
+            return {k: v for i, one in enumerate(value) for k, v in _flat(one, f"{at}[{i}]").items()}
+    return {at: value}
+
+
+def _short(flat: Mapping[str, object], key: str) -> str:
+    if key not in flat:
+        return "(not set)"
+    text = json.dumps(flat[key], ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def _last_checkpoint(storage: Storage) -> int:
+    """The highest existing record number divisible by CHECKPOINT, 0 when there is none above it. O(log v) calls."""
+
+    def there(k: int) -> bool:
+        return storage.exists(record_name(k * CHECKPOINT))
+
+    if not there(1):
+        return 0
+    low, high = 1, 2
+    while there(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if there(middle) else (low, middle)
+    return low * CHECKPOINT
+
+
+def _heartbeat(attempt: int, which: int) -> str:
+    return f"_log/heartbeat-{attempt:06d}-{which}"
+
+
+def _refuse_if_alive(storage: Storage, attempt: int, now: float, me: Owner) -> int:
+    """Rows in flight at the last heartbeat of a dead run; UserError when the run may be alive."""
+    beats = []
+    for i in range(2):
+        try:
+            beats.append(json.loads(storage.read(_heartbeat(attempt, i))))
+        except (FileNotFoundError, ValueError):
+            continue  # none yet, or torn by a crash
+    if not beats:
+        return 0
+    last = max(beats, key=lambda one: one["at"])
+    owner = Owner(last["host"], last["pid"], last["born"])
+    if last["closed"] or owner == me:
+        return 0
+    seen = owner.alive()
+    age = now - last["at"]
+    if seen or (seen is None and age < STALE_S):
+        raise UserError(
+            f"another run is writing here: process {owner.pid} on {owner.host}, last seen {age:.0f} s ago",
+            field="output.path",
+            value=storage.url,
+            hint=f"wait for it or stop it; if it is gone, wait {STALE_S:.0f} s or pass --takeover",
+        )
+    return int(last["in_flight"])
+
+
+def _born(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, "" when there is none. Outside Linux only its existence."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"
+
+
+__all__ = [
+    "CHECKPOINT",
+    "HEARTBEAT_S",
+    "Fenced",
+    "Log",
+    "Owner",
+    "Summary",
+    "finished",
+    "parts_of",
+    "record_name",
+    "records",
+    "refuse_difference",
+    "replay",
+]
