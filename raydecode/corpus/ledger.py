@@ -113,6 +113,7 @@ class Ledger:
         self._committed: set[str] = set()
         self._starving: set[str] = set()
         self._lease = 0
+        self._generated = 0
         self._barren: list[str] = []
         self._start_failures: list[str] = []
         self._beat_at = float("-inf")
@@ -189,6 +190,7 @@ class Ledger:
             return Orders(stop="dead")
         now = self._clock()
         if tokens > me.tokens:
+            self._generated += tokens - me.tokens
             me.tokens, me.progress_at, self._active_at = tokens, now, now
         if step_s is not None:
             me.step_s.append(step_s)
@@ -326,6 +328,9 @@ class Ledger:
             workers=len(self._workers),
             in_flight=self._in_flight(),
             ended=self._ended,
+            ready=sum(len(me.ready) for me in self._workers.values()),
+            ready_positions=sum(row.size for me in self._workers.values() for row in me.ready),
+            generated=self._generated,
         )
 
     # decisions

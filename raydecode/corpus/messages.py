@@ -126,3 +126,6 @@ class Progress:
     workers: int
     in_flight: int  # started, not committed
     ended: str | None  # "finished", or the cause
+    ready: int = 0  # rows finished, not committed
+    ready_positions: int = 0
+    generated: int = 0  # tokens of all workers since this run began, as their beats say
