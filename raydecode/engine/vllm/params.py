@@ -42,7 +42,7 @@ INSTEAD = {
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """fields: arguments of SamplingParams. history: a stage looks at earlier output ids, so where output begins matters."""
+    """fields: arguments of SamplingParams. history: a stage looks at output ids, so where the output begins matters."""
 
     fields: dict[str, Any]
     history: bool

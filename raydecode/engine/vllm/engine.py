@@ -1,0 +1,269 @@
+"""The `vllm` engine: vLLM's own scheduler, kernels and samplers behind `contracts.Engine`.
+
+A request becomes n vLLM requests of token ids (they share the prompt by prefix caching). Rows wait here and are handed
+over when a slot is free, so that queueing time, deadlines and cancelling are exact; vLLM refills no sooner itself.
+EOS, stop tokens and limits are given to vLLM as ids and counts; stop strings are found here, in bytes, after each step.
+
+Promise: weaker than the torch engine's. Greedy text equals the torch engine's up to near-ties. A sampled row draws from
+vLLM's generator for this request, seeded by the row's noise key: it repeats with the same vLLM, device and batch
+arithmetic, and differs from what the torch engine draws. A sampled row cannot be resumed (the generator's state would
+be needed); a greedy one can, its delivered ids becoming prompt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raydecode.engine.admission import fit_prompt
+from raydecode.engine.vllm.params import map_chain, refuse, row_seed
+from raydecode.engine.vllm.rows import Row, facts
+from raydecode.engine.vllm.start import start
+from raydecode.errors import Refused, RowError, UserError
+from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent
+from raydecode.models.card import read_card
+from raydecode.models.vocabulary import Vocabulary
+from raydecode.request import DecodingSpec, Ids, Messages, Prompt, Request, RowId, Text
+from raydecode.tree import TokenTree
+
+PAUSE_S = 0.001
+"""Sleep after a step that returned nothing: vLLM's step comes back at once while a grammar compiles in a thread."""
+
+
+class VllmEngine:
+    """One per process.
+
+    folder:     a local Hugging Face folder
+    slots:      rows that run at once (vLLM's max_num_seqs)
+    max_length: prompt + output of a row; None = the model's context
+    threads:    CPU only; None = torch's own (OMP_NUM_THREADS)
+    options:    further fields of vllm.EngineArgs, for example speculative_config, quantization, tensor_parallel_size
+    stream:     also send TextEvent and StepEvent
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "auto",
+        slots: int = 32,
+        max_length: int | None = None,
+        threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        card = read_card(folder)
+        if max_length is not None and not 2 <= max_length <= card.context:
+            raise UserError(
+                f"rows of {max_length} tokens: the model's context is {card.context}", field="engine.max_length",
+                value=max_length, nearest=str(min(max(max_length, 2), card.context)),
+            )  # fmt: skip
+        self.slots, self.context, self.stream, self.clock = slots, max_length or card.context, stream, clock
+        self.vocabulary = Vocabulary.of(folder)
+        self._vllm = start(
+            Path(folder), card, dtype=dtype, slots=slots, max_length=self.context, threads=threads,
+            options=dict(options or {}),
+        )  # fmt: skip
+        self.dtype = str(self._vllm.model_config.dtype).removeprefix("torch.")
+        self._waiting: deque[Row] = deque()
+        self._running: dict[str, Row] = {}
+        self._outbox: list[Event] = []
+        self._handed = 0
+        self._idle = False
+        self.steps = 0
+
+    # ------------------------------------------------------------------ the contract
+    def refuse(self, spec: DecodingSpec) -> Refused | None:
+        return refuse(spec)
+
+    def submit(self, request: Request) -> None:
+        try:
+            self._waiting.extend(self._rows_of(request))
+        except Exception as error:  # whatever is wrong with this row ends this row
+            kind, message = getattr(error, "kind", type(error).__name__), getattr(error, "message", str(error))
+            fault = Fault(getattr(error, "stage", "request"), kind, message)
+            self._outbox.append(OutcomeEvent(RowId(request.id), "error", (), b"", fault, stats=RowStats()))
+
+    def step(self) -> list[Event]:
+        events, self._outbox = self._outbox, []
+        self._admit(events)
+        if self._running:
+            for output in self._vllm.step():
+                row = self._running.get(output.request_id)
+                if row is not None:
+                    self._take(output.request_id, row, output, events)
+            self.steps += 1
+        self._expire(events)
+        self._idle = not events
+        return events
+
+    def cancel(self, id: str) -> None:
+        for row in [row for row in self._waiting if row.id.request == id]:
+            self._waiting.remove(row)
+            row.reason = "cancelled"
+            self._outbox.append(row.outcome(self.clock()))
+        for key, row in list(self._running.items()):
+            if row.id.request == id:
+                row.reason = "cancelled"
+                self._end(key, row, self._outbox)
+
+    def wait(self, timeout_s: float) -> bool:
+        if self._idle and not self._outbox:
+            time.sleep(min(PAUSE_S, timeout_s))
+        return True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running or self._outbox)
+
+    # ------------------------------------------------------------------ what callers may look at
+    @property
+    def waiting(self) -> int:
+        """Rows without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> tuple[RowId, ...]:
+        """Rows that hold a slot."""
+        return tuple(row.id for row in self._running.values())
+
+    def close(self) -> None:
+        """Give vLLM's memory and processes back; the engine is of no use afterwards."""
+        self._vllm.engine_core.shutdown()
+
+    # ------------------------------------------------------------------ the parts of a step
+    def _rows_of(self, request: Request) -> list[Row]:
+        spec = request.decoding
+        refused = refuse(spec)
+        if refused:
+            raise RowError("request", "Refused", str(refused))
+        mapped = map_chain(spec.sampler)
+        ids = self._encode(request.prompt)
+        fit = fit_prompt(len(ids), spec.max_tokens, self.context, request.overflow)
+        if isinstance(fit, Fault):
+            raise RowError(fit.stage, fit.kind, fit.message)
+        if request.resume:
+            self._check_resume(request, fit.max_tokens, mapped.greedy and not mapped.history)
+        rows = [
+            Row(
+                RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
+                row_seed(request.noise_key(sample)), request.resume, submitted_at=self.clock(),
+            )
+            for sample in range(spec.n)
+        ]  # fmt: skip
+        return rows
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        match prompt:
+            case Ids(ids):
+                wrong = next((i for i in ids if not 0 <= i < self.vocabulary.size), None)
+                if wrong is not None:
+                    raise RowError("request", "BadToken", f"token {wrong}: ids are 0 to {self.vocabulary.size - 1}")
+                return list(ids)
+            case Text(text):
+                return self.vocabulary.encode(text)
+            case Messages(messages):
+                return self.vocabulary.render_chat([dict(message) for message in messages])
+
+    def _check_resume(self, request: Request, limit: int, replayable: bool) -> None:
+        if request.decoding.n > 1 or len(request.resume) > limit:
+            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        if not replayable:
+            raise RowError(
+                "request", "BadResume",
+                "engine vllm resumes greedy rows without penalties only: the state of its generator, and which ids are "
+                "output, are lost with the first engine; use engine torch, or decode the row from its start",
+            )  # fmt: skip
+
+    def _admit(self, events: list[Event]) -> None:
+        while self._waiting and len(self._running) < self.slots:
+            row = self._waiting.popleft()
+            row.admitted_at = self.clock()
+            for token in row.resumed:
+                if row.reason is None:
+                    row.take(token, self.vocabulary.token_bytes, self.vocabulary.eos_ids, None, ())
+            row.shown = len(row.text)
+            if row.reason is None or (row.resumed and row.spec.logprobs is not None):
+                key = str(self._handed)
+                self._handed += 1
+                try:
+                    self._vllm.add_request(key, _prompt(row), self._params(row))
+                    self._running[key] = row
+                    continue
+                except ValueError as error:  # VLLMValidationError is one: this request only
+                    row.fail("engine", type(error).__name__, str(error))
+            events.append(row.outcome(self.clock()))
+
+    def _params(self, row: Row) -> Any:
+        """vLLM's SamplingParams. EOS is given as stop ids: a chat model often ends by more ids than vLLM knows."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        spec, ends = row.spec, self.vocabulary.eos_ids
+        return SamplingParams(
+            **row.mapped.fields,
+            seed=None if row.mapped.greedy else row.seed,
+            max_tokens=max(row.limit - len(row.resumed), 1),
+            stop_token_ids=sorted({*spec.stop_tokens, *(() if spec.ignore_eos else ends)}),
+            ignore_eos=True,
+            logprobs=spec.logprobs,
+            prompt_logprobs=spec.logprobs if row.resumed else None,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+        )
+
+    def _take(self, key: str, row: Row, output: Any, events: list[Event]) -> None:
+        """Fold one step's output into its row; several tokens if vLLM speculates."""
+        completion = output.outputs[0]
+        if not row.forwards:
+            row.first_token_at, row.cached = self.clock(), output.num_cached_tokens or 0
+            if row.resumed and row.spec.logprobs is not None:
+                tail = output.prompt_logprobs[-len(row.resumed) :]
+                row.logprobs = [
+                    facts(entry, token, row.spec.logprobs) for entry, token in zip(tail, row.resumed, strict=True)
+                ]
+        row.forwards += 1
+        pending, t0 = (*row.prompt, *row.output)[-1] if self.stream else 0, len(row.output)
+        for i, token in enumerate(completion.token_ids):
+            if row.reason:
+                break
+            logp, top = (
+                (None, ()) if row.spec.logprobs is None else facts(completion.logprobs[i], token, row.spec.logprobs)
+            )
+            events.append(row.take(token, self.vocabulary.token_bytes, self.vocabulary.eos_ids, logp, top))
+        if row.reason is None and completion.finish_reason:
+            what = f"vLLM ended the row: {completion.finish_reason}, {completion.stop_reason}"
+            row.fail("engine", "VllmFinish", what)
+        emitted = tuple(row.output[t0:])
+        if self.stream and emitted:
+            tree, path = TokenTree.chain((pending, *emitted[:-1])), tuple(range(len(emitted)))
+            events.append(StepEvent(row.id, t0, tree, path, emitted, None))
+            events.extend(filter(None, [row.news()]))
+        if row.reason:
+            self._end(key, row, events, finished=bool(completion.finish_reason))
+
+    def _expire(self, events: list[Event]) -> None:
+        for key, row in list(self._running.items()):
+            limit = row.spec.deadline_s
+            if limit is not None and self.clock() - row.admitted_at > limit:
+                row.fail("engine", "Deadline", f"held its slot for more than {limit} s")
+                self._end(key, row, events)
+
+    def _end(self, key: str, row: Row, events: list[Event], *, finished: bool = False) -> None:
+        """Free the row's slot at once, in vLLM too."""
+        del self._running[key]
+        if not finished:
+            self._vllm.abort_request([key])
+        events.append(row.outcome(self.clock()))
+
+
+def _prompt(row: Row) -> dict[str, Any]:
+    """vLLM's TokensInput: no tokenizer of its own comes in between."""
+    return {"type": "token", "prompt_token_ids": [*row.prompt, *row.resumed]}
