@@ -5,10 +5,9 @@ eta(...)                                # seconds left, with an interval
 forecast(...)                           # what `raydecode plan` says; `compare` puts it beside the fact
 """
 
-from raydecode.metrics.eta import Eta, eta
 from raydecode.metrics.figures import COLUMNS, measure
 from raydecode.metrics.forecast import Forecast, compare, forecast
 from raydecode.metrics.histogram import Histogram
 from raydecode.metrics.timeline import Timeline
 
-__all__ = ["COLUMNS", "Eta", "Forecast", "Histogram", "Timeline", "compare", "eta", "forecast", "measure"]
+__all__ = ["COLUMNS", "Forecast", "Histogram", "Timeline", "compare", "forecast", "measure"]

