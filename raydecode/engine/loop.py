@@ -60,15 +60,7 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        for room, cards in spec.cards().items():
-            for card in cards:
-                method = registry.get(room, card.name, f"decoding.{room}")
-                if room in ("searches", "interventions") or self.name not in method.engines:
-                    return Refused(
-                        f"the {self.name} engine does not host {room}/{card.name}", field=f"decoding.{room}", value=card.name,
-                        hint=f"engines that do: {', '.join(e for e in method.engines if e != self.name) or 'none yet'}",
-                    )  # fmt: skip
-        return None
+        return refuse(self.name, spec)
 
     def submit(self, request: Request) -> None:
         try:
@@ -285,6 +277,19 @@ class Loop:
         if end > row.shown:
             events.append(TextEvent(row.id, row.text[row.shown : end]))
             row.shown = end
+
+
+def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
+    """What a loop under the name `engine` cannot host: a method whose card does not list it, a search, an intervention."""
+    for room, cards in spec.cards().items():
+        for card in cards:
+            method = registry.get(room, card.name, f"decoding.{room}")
+            if room in ("searches", "interventions") or engine not in method.engines:
+                return Refused(
+                    f"the {engine} engine does not host {room}/{card.name}", field=f"decoding.{room}", value=card.name,
+                    hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
+                )  # fmt: skip
+    return None
 
 
 class _ByName(dict):
