@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -102,12 +102,9 @@ class GenerationActor:
         engine = self._build(self._job)
         self._stepper = Stepper(engine, self._slots, self._woken)
         self._stepper.start()
-        threading.Thread(target=self._reporting, name="report", daemon=True).start()
-        return {
-            "worker": self.worker,
-            "engine": getattr(engine, "name", type(engine).__name__),
-            "promise": getattr(engine, "promise", None),
-            "pid": os.getpid(),
+        told = {name: getattr(engine, name, None) for name in ("promise", "device", "dtype", "why", "noise", "detail")}
+        return {"engine": getattr(engine, "name", type(engine).__name__), "pid": os.getpid()} | {
+            name: str(value) for name, value in told.items() if value is not None
         }
 
     def run(self) -> str:
@@ -125,8 +122,8 @@ class GenerationActor:
     def stacks(self) -> str:
         """What every thread is doing, for the message of a watchdog's kill."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        frames = sys._current_frames().items()
-        return "\n".join(f"-- {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame)) for ident, frame in frames)
+        frames = {names.get(ident, ident): traceback.format_stack(at) for ident, at in sys._current_frames().items()}
+        return "\n".join(f"-- {name}\n{''.join(lines)}" for name, lines in frames.items())
 
     # ------------------------------------------------------------------ the run thread
     def _work(self) -> str:
@@ -158,19 +155,26 @@ class GenerationActor:
 
     def _next(self) -> Reply:
         reply = self._ledger("next", self.worker, self._ticket)
+        if self._ticket == 0:  # the ledger knows us from here on
+            threading.Thread(target=self._reporting, name="report", daemon=True).start()
         self._ticket += 1
         return reply
 
     def _table(self, lease: Lease) -> pa.Table:
-        """The lease's block; read here when there is none, or it is lost, or it is another unit's."""
+        """The unit's rows out of the lease's block; read here when there is none, or it is lost, or lacks them."""
         if lease.ref is not None:
             try:
-                block = self._fetch(lease.ref)
-                if _within(block, lease.unit):
+                block = _rows_of(self._fetch(lease.ref), lease.unit)
+                if block.num_rows:
                     return block
             except Exception as error:
                 print(f"block {lease.unit} is lost ({type(error).__name__}); reading it again", file=sys.stderr)
-        return self._prepare(read_ready(self._corpus, lease.unit))
+        return self._read([lease.unit])
+
+    def _read(self, units: Sequence[Span]) -> pa.Table:
+        """The rows of some units (of one row each, for suspects), prepared as the reading side would."""
+        blocks = [self._prepare(block) for unit in units for _, block in read_ready(self._corpus, [unit])]
+        return pa.concat_tables(blocks, promote_options="permissive")
 
     def _take(self, lease: Lease | Suspects, block: pa.Table) -> None:
         """Put the lease's rows in the queue; rows that cannot become a request are finished."""
@@ -218,8 +222,7 @@ class GenerationActor:
             self._engine.feed([probe])
             self._drain()
             self._ledger("probed", self.worker, suspects.group)
-        blocks = [self._prepare(read_ready(self._corpus, span)) for span in suspects.rows]
-        self._take(suspects, pa.concat_tables(blocks, promote_options="permissive"))
+        self._take(suspects, self._read(suspects.rows))
         self._drain()
         self._commit()
 
@@ -311,12 +314,11 @@ class GenerationActor:
             raise self._failure
 
 
-def _within(block: pa.Table, unit: Span) -> bool:
-    """Whether all rows of a block start in a unit: a reference that came with the wrong unit is not believed."""
-    if not block.num_rows:
-        return True
-    keys, inputs = pc.min_max(block["_key"]).as_py(), pc.min_max(block["_input"]).as_py()
-    return inputs["min"] == inputs["max"] == unit.input and unit.start <= keys["min"] and keys["max"] < unit.stop
+def _rows_of(block: pa.Table, unit: Span) -> pa.Table:
+    """The rows of a block that start in a unit."""
+    keys = block["_key"]
+    inside = pc.and_(pc.greater_equal(keys, unit.start), pc.less(keys, unit.stop))
+    return block.filter(pc.and_(inside, pc.equal(block["_input"], unit.input)))
 
 
 def disk_error(url: str, error: OSError) -> JobError:

@@ -30,7 +30,7 @@ LAST_WORDS_S = 1.0  # answers on their way still leave the process
 Call = Callable[..., Any]
 """`call(method, *arguments)` of a ledger, answer included."""
 
-Blocks = Callable[[Corpus, Sequence[Span]], Iterator[tuple[Any, Span]]]
+Blocks = Callable[[Corpus, Sequence[Span]], Iterator[tuple[Any, Sequence[Span]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Look:
 class LedgerActor:
     """output: url of the output folder
     corpus: what the units are read from
-    blocks: units -> (reference, unit), in any order; the job graph's reading side
+    blocks: units -> (reference to a block, the units it holds), in any order; the job graph's reading side
     plan:   (corpus, state of the log) -> the units that are left
     exit:   ends the process; tests put another end
     """
@@ -94,8 +94,9 @@ class LedgerActor:
         return reply
 
     def report(
-        self, worker: str, started: Iterable[Span], finished: Iterable[Span], tokens: int, waiting: int, step_s: float | None
-    ) -> Orders:
+        self, worker: str, started: Iterable[Span], finished: Iterable[Span],
+        tokens: int, waiting: int, step_s: float | None,
+    ) -> Orders:  # fmt: skip
         """Rows that are about to enter slots (they may, once this returns), rows that left them, and a sign of life."""
         with self._lock:
             self._core.started(worker, started)
@@ -145,11 +146,12 @@ class LedgerActor:
     def _feed(self, units: Sequence[Span]) -> None:
         failed = None
         try:
-            for ref, unit in self._blocks(self._corpus, units):
-                with self._lock:
-                    self._core.offer(ref, unit)
-                if not self._until_hungry():
-                    return
+            for ref, held in self._blocks(self._corpus, units):
+                for unit in held:
+                    if not self._until_hungry():
+                        return
+                    with self._lock:
+                        self._core.offer(ref, unit)
         except Exception as error:  # workers read the rest themselves
             failed = f"{type(error).__name__}: {error}"
             print(f"the reading side failed, the actors read on: {failed}", file=sys.stderr)

@@ -8,8 +8,9 @@ own, and a death is told to the ledger before a replacement starts.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from actors.generation import EngineDied
@@ -26,7 +27,6 @@ class _Member:
     handle: Any
     starting: Any  # reference to start()'s answer, then None
     running: Any = None
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def pending(self) -> Any:
@@ -37,6 +37,7 @@ class Pool:
     """spawn: name -> actor handle (GenerationActor)
     size:   how many to keep alive
     ledger: where deaths are told
+    about:  by name, what each engine said of itself, and when (Unix time) it was started, ready and ended
     """
 
     def __init__(self, spawn: Callable[[str], Any], size: int, ledger: Call, prefix: str = "w") -> None:
@@ -77,13 +78,20 @@ class Pool:
         refs = [member.running for member in self._members.values() if member.starting is None]
         if refs and patience_s > 0:
             ray.wait(refs, num_returns=len(refs), timeout=patience_s)
-        for member in self._members.values():
-            ray.kill(member.handle, no_restart=True)
-        self._members.clear()
+        for member in list(self._members.values()):
+            self._remove(member)
+
+    def _remove(self, member: _Member) -> None:
+        import ray
+
+        ray.kill(member.handle, no_restart=True)
+        del self._members[member.name]
+        self.about[member.name]["ended_at"] = time.time()
 
     def _start(self) -> None:
         self._number += 1
         name = f"{self._prefix}{self._number}"
+        self.about[name] = {"started_at": time.time()}
         handle = self._spawn(name)
         self._members[name] = _Member(name, handle, handle.start.remote())
 
@@ -96,11 +104,10 @@ class Pool:
             self._failed(member, error)
             return
         if member.starting is not None:
-            self.about[member.name] = answer
+            self.about[member.name] |= {**answer, "ready_at": time.time()}
             member.starting, member.running = None, member.handle.run.remote()
         else:  # it left in peace; if rows are still missing, the next poll starts another
-            ray.kill(member.handle, no_restart=True)
-            del self._members[member.name]
+            self._remove(member)
             if answer == "finished":
                 self._size = len(self._members)
 
@@ -111,10 +118,7 @@ class Pool:
         self._bury(member, *cause_of(error))
 
     def _bury(self, member: _Member, cause: Cause, message: str) -> None:
-        import ray
-
-        ray.kill(member.handle, no_restart=True)
-        del self._members[member.name]
+        self._remove(member)
         if member.starting is not None:
             self._ledger("start_failed", message)
         else:

@@ -10,12 +10,12 @@ Data and an actor that reads a unit itself (a lost block, a suspect).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from raydecode.corpus.inputs import Corpus, index_occurrences, needs_index, read_unit
+from raydecode.corpus.inputs import Corpus, index_occurrences, needs_index, read_units
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.rows import RowFault, block_errors, block_rows, with_faults
 from raydecode.corpus.templates import Renderer
@@ -58,8 +58,9 @@ class Prepare:
         return {**self.__dict__, "_renderer": None}
 
 
-def read_ready(corpus: Corpus, unit: Span) -> pa.Table:
-    """The rows of a unit, its file indexed first where ids need that (once per file; who comes first does it)."""
-    if needs_index(corpus, unit.input):
-        index_occurrences(corpus, unit.input)
-    return read_unit(corpus, unit)
+def read_ready(corpus: Corpus, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
+    """The blocks of units of one file, indexed first where ids need that (once per file; who comes first does it)."""
+    for number in {unit.input for unit in units}:
+        if needs_index(corpus, number):
+            index_occurrences(corpus, number)
+    yield from read_units(corpus, units)

@@ -26,12 +26,20 @@ from actors.pool import Pool
 from actors.prepare import Prepare, read_ready
 from actors.rows import EXTRA, output_columns
 from raydecode.config import JobConfig
-from raydecode.corpus.discover import discover
-from raydecode.corpus.inputs import Corpus, open_corpus, plan_units
+from raydecode.corpus.inputs import (
+    Corpus,
+    InputFile,
+    discover,
+    group_reads,
+    needs_staging,
+    open_corpus,
+    plan_units,
+    stage,
+)
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.ledger import Limits, Progress
 from raydecode.corpus.log import Fenced, Owner, finished, replay
-from raydecode.corpus.records import State, schema_to_text
+from raydecode.corpus.records import State, schema_from_text, schema_to_text
 from raydecode.corpus.rows import OutputSchema
 from raydecode.corpus.storage import Storage, open_storage, prepare
 from raydecode.corpus.templates import Renderer
@@ -78,7 +86,6 @@ class Summary:
     attempt: int
     already_finished: bool = False
     workers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    report: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -98,7 +105,7 @@ def run(
     files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
     if not overwrite and finished(storage, job=job.identity(), inputs=files):
         return _summary(storage, began, state.rows, already_finished=True)
-    corpus = _checked(job, storage, files)
+    corpus = _checked(job, storage, files, state)
     tell(View("starting", 0.0))
     from pipelines.session import ray_session
 
@@ -128,8 +135,8 @@ def _attempt(
     actor = ray.remote(LedgerActor).options(num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0)
     handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
     ledger = Remote(handle)
-    schema = schema_to_text(OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA).schema)
-    opened = ledger("open", job.identity(), schema, Owner.me(), takeover=takeover, overwrite=overwrite)
+    schema, owner = schema_to_text(corpus.schema), Owner.me()
+    opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
     placed, threads = _resources(ray, job)
     worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
     shared = (_absolute(job, threads), corpus, storage.url, opened.attempt)
@@ -161,13 +168,14 @@ def _attempt(
 
 
 # ---------------------------------------------------------------------- before Ray
-def _checked(job: JobConfig, storage: Storage, files: Sequence[Any]) -> Corpus:
+def _checked(job: JobConfig, storage: Storage, files: Sequence[InputFile], state: State) -> Corpus:
     """Everything that can be refused before a process is started or a weight is read."""
-    prompt = job.prompt.section(job.input.format)
-    corpus = open_corpus(files, id=job.input.id, index_root=storage.url)
-    Renderer(prompt, corpus.schema.names)
-    OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA)
     prepare(storage)
+    staged = [stage(one, storage.url) if needs_staging(one) else one for one in files]
+    schema = schema_from_text(state.schema) if state.schema else None
+    corpus = open_corpus(staged, id=job.input.id, root=storage.url, schema=schema)
+    Renderer(job.prompt.section(job.input.format), corpus.schema.names)
+    OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA)
     return corpus
 
 
@@ -188,15 +196,16 @@ def _limits(job: JobConfig) -> Limits:
 
 # ---------------------------------------------------------------------- the reading side; runs in the ledger's process
 def _units(corpus: Corpus, state: State, actors: int) -> list[Span]:
-    return plan_units(corpus, state.done, actors=actors)
+    return plan_units(corpus, state.done, max_actors=actors)
 
 
 def _blocks(
     corpus: Corpus, units: Sequence[Span], *, prompt: Mapping[str, Any], ahead: int
-) -> Iterator[tuple[Any, Span]]:
+) -> Iterator[tuple[Any, Sequence[Span]]]:
     from pipelines.blocks import stream
 
-    return stream(units, partial(read_ready, corpus), Prepare(prompt, corpus.schema.names), ahead=ahead, cpus=READ_CPUS)
+    lots = group_reads(corpus, units)
+    return stream(lots, partial(read_ready, corpus), Prepare(prompt, corpus.schema.names), ahead=ahead, cpus=READ_CPUS)
 
 
 # ---------------------------------------------------------------------- in the actors
@@ -258,8 +267,9 @@ def _raise_unless_finished(storage: Storage, ended: str) -> None:
 
 
 def _summary(
-    storage: Storage, began: float, before: int, already_finished: bool = False, workers: Mapping[str, Any] | None = None
-) -> Summary:
+    storage: Storage, began: float, before: int, *,
+    already_finished: bool = False, workers: Mapping[str, Any] | None = None,
+) -> Summary:  # fmt: skip
     state = replay(storage)
     return Summary(
         output=storage.url,

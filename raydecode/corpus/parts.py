@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydecode.corpus.intervals import Cover, Span
+from raydecode.corpus.log import Fenced
 from raydecode.corpus.messages import Lease, Suspects
 from raydecode.corpus.records import PartMeta, ids_name, temporary_folder
 from raydecode.corpus.rows import Finished, OutputSchema, Sample, block_errors, block_spans
@@ -46,8 +47,11 @@ def write_part(storage: Storage, attempt: int, schema: OutputSchema, rows: Seque
     ids = id_hashes(row.block["_id"][row.index].as_py() for row in rows).tobytes()
     name = f"part-{attempt:06d}-{uuid.uuid4().hex}.parquet"
     folder = temporary_folder(attempt)
-    storage.write(f"{folder}/{ids_name(name)}", ids)
-    storage.write(f"{folder}/{name}", data)
+    try:
+        storage.write(f"{folder}/{ids_name(name)}", ids)
+        storage.write(f"{folder}/{name}", data)
+    except FileNotFoundError as error:  # a newer attempt deletes what ours had not committed, this file as well
+        raise Fenced(f"{storage.url}/{folder} is being cleaned up: another run took over") from error
     failed = pc.is_valid(table["error"]).to_numpy()
     weights, errors = _weigh(rows, failed)
     tokens = sum(n for row in rows for s in row.samples if isinstance(n := s.columns.get("output_tokens"), int))
@@ -118,7 +122,7 @@ class PartBuilder:
         if gaps:
             self._touch(0)
             self._gaps.update(gaps)
-        return block if len(keep) == block.num_rows else block.take(keep)
+        return block if len(keep) == block.num_rows else block.take(pa.array(keep, pa.int64()))
 
     def add(self, span: Span, samples: Sequence[Sample]) -> None:
         """A row is finished, with all its samples."""

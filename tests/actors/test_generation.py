@@ -1,0 +1,271 @@
+"""Generation actors against the real ledger in one process: exact cover, columns, errors, hunts, drains."""
+
+import json
+import threading
+
+import pytest
+
+from actors.generation import EngineDied
+from raydecode.corpus.log import replay
+from raydecode.corpus.messages import Limits
+from raydecode.corpus.storage import open_storage
+from raydecode.engine.toy import ToyEngine
+from tests.actors.local import LocalJob, job_of, prompts, rows_of, write_jsonl
+
+
+def texts(job):
+    return {row["id"]: row["text"] for row in rows_of(job)}
+
+
+def test_every_row_once_and_the_job_is_finished(tmp_path):
+    job = job_of(tmp_path, prompts(50))
+    local = LocalJob(job)
+    assert local.run() == ["finished"]
+    assert [row["id"] for row in rows_of(job)] == sorted(f"r{i}" for i in range(50))
+    assert all(row["error"] is None and row["prompt"] for row in rows_of(job)), "input columns stay"
+    state = replay(open_storage(job.output.path))
+    assert (state.rows, state.errors) == (50, 0)
+    assert state.summary is not None
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_texts_do_not_depend_on_the_number_of_actors(tmp_path, workers):
+    one, many = (job_of(tmp_path, prompts(60), output={"path": str(tmp_path / f"out{n}")}) for n in (1, workers))
+    LocalJob(one).run()
+    LocalJob(many, actors=workers).run(workers)
+    assert texts(one) == texts(many)
+    assert len(set(texts(one).values())) > 10
+
+
+def test_a_second_attempt_goes_on_where_the_first_ended(tmp_path):
+    job = job_of(tmp_path, prompts(40), output={"flush_s": 0.001}, engine={"options": {"step_s": 0.002}})
+    first = LocalJob(job)
+    worker = first.worker("w0")
+    worker.start()
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    while replay(open_storage(job.output.path)).rows < 10:
+        pass
+    first.ledger.drain("w0")
+    thread.join(30)
+    before = replay(open_storage(job.output.path)).rows
+    assert 10 <= before < 40
+    second = LocalJob(job)
+    assert second.opened.rows == before
+    second.run()
+    assert len(rows_of(job)) == 40
+    other = job_of(tmp_path, prompts(40), output={"path": str(tmp_path / "other")})
+    LocalJob(other).run()
+    assert texts(job) == texts(other)
+
+
+def test_samples_of_a_row_stay_together(tmp_path):
+    job = job_of(tmp_path, prompts(10), decoding={"n": 3, "sampler": [{"name": "temperature", "value": 1.0}]})
+    LocalJob(job).run()
+    assert [(row["id"], row["sample"]) for row in rows_of(job)] == [(f"r{i}", s) for i in range(10) for s in range(3)]
+
+
+def test_a_decoding_column_overrides_row_by_row_and_bad_ones_are_error_rows(tmp_path):
+    cells = [None, {"max_tokens": 3, "ignore_eos": True}, {"max_tokens": "three"}, {"sampler": "no_such"}, "{broken"]
+    rows = [{**row, "decoding": cell} for row, cell in zip(prompts(5), cells, strict=True)]
+    path = write_jsonl(
+        tmp_path / "in.jsonl",
+        [
+            {**r, "decoding": json.dumps(r["decoding"]) if isinstance(r["decoding"], dict) else r["decoding"]}
+            for r in rows
+        ],
+    )
+    job = job_of(tmp_path, path, output={"columns": ["text", "tokens", "decoding"]})
+    LocalJob(job).run()
+    out = rows_of(job)
+    assert out[0]["error"] is None
+    assert out[1]["error"] is None
+    assert len(out[1]["tokens"]) == 3
+    assert json.loads(out[1]["decoding"])["max_tokens"] == 3
+    assert [row["error"]["stage"] for row in out[2:]] == ["decoding"] * 3
+    assert "max_tokens" in out[2]["error"]["message"]
+    assert "no_such" in out[3]["error"]["message"]
+
+
+def test_chosen_columns(tmp_path):
+    names = [
+        "text",
+        "finish_reason",
+        "tokens",
+        "logprobs",
+        "prompt",
+        "prompt_tokens",
+        "output_tokens",
+        "total_s",
+        "worker",
+    ]
+    job = job_of(tmp_path, prompts(6), output={"columns": names}, decoding={"logprobs": 2})
+    LocalJob(job).run()
+    for row in rows_of(job):
+        assert row["finish_reason"] in ("eos", "length")
+        assert row["output_tokens"] == len(row["tokens"]) == len(row["logprobs"]) == len(row["top_logprobs"])
+        assert all(len(top) == 2 for top in row["top_logprobs"])
+        assert row["prompt_tokens"] == 4
+        assert row["worker"] == "w0"
+        assert row["input_prompt"] == row["prompt"], "an input column whose name the output takes is kept under another"
+
+
+def test_errors_of_every_stage_are_rows(tmp_path):
+    lines = [json.dumps(row) for row in prompts(6)]
+    lines[1] = "{not json"
+    lines[3] = json.dumps({"name": "long", "prompt": "a" * 90})
+    lines[4] = json.dumps({"name": "odd", "prompt": None})
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    job = job_of(
+        tmp_path,
+        str(tmp_path / "in.jsonl"),
+        engine={"options": {"context": 64}},
+        prompt={"template": "{{ prompt + '' }}"},
+    )
+    LocalJob(job).run()
+    errors = {row["id"]: row["error"] for row in rows_of(job)}
+    assert len(errors) == 6
+    assert sorted(e["stage"] for e in errors.values() if e) == sorted(["read", "template", errors["long"]["stage"]])
+    assert errors["r0"] is errors["r5"] is None
+
+
+def test_a_lost_block_is_read_again(tmp_path):
+    def lost(block):
+        raise OSError("the node is gone")
+
+    job = job_of(tmp_path, prompts(30))
+    LocalJob(job).run(fetch=lost)
+    assert len(rows_of(job)) == 30
+
+
+def test_a_block_of_another_unit_is_not_believed(tmp_path):
+    job = job_of(tmp_path, prompts(30))
+    local = LocalJob(job, blocks=lambda corpus, units: swapped(local, corpus, units))
+
+    def swapped(local, corpus, units):
+        blocks = list(local.blocks(corpus, units))
+        yield from ((block, held) for (block, _), (_, held) in zip(blocks, reversed(blocks), strict=True))
+
+    local.run()
+    assert sorted(texts(job)) == sorted(f"r{i}" for i in range(30))
+
+
+def test_a_reading_side_that_breaks_is_replaced_by_the_actors(tmp_path):
+    def broken(corpus, units):
+        raise OSError("no cluster")
+        yield
+
+    job = job_of(tmp_path, prompts(30))
+    LocalJob(job, blocks=broken).run()
+    assert len(rows_of(job)) == 30
+
+
+def test_the_reading_side_stops_when_nobody_pulls(tmp_path):
+    job = job_of(tmp_path, prompts(400))
+    local = LocalJob(job, limits=Limits(queue=4), actors=8)
+    before = -1
+    while before != len(local.read):
+        before = len(local.read)
+        threading.Event().wait(0.3)
+    assert len(local.read) <= 4 + 1
+    local.run()
+    assert len(rows_of(job)) == 400
+
+
+class Died(Exception):
+    """What a process death is here: the engine's thread ends, and the keeper tells the ledger."""
+
+
+def mortal(marker, deaths):
+    """A toy engine that dies as a process would when a poisoned row holds a slot."""
+
+    class Mortal(ToyEngine):
+        def step(self):
+            poisoned = [row for row in (*self._waiting, *self._running) if marker in row.request.prompt.text]
+            if poisoned:
+                deaths.append([row.id.request for row in poisoned])
+                raise Died("killed")
+            return super().step()
+
+    return lambda job: Mortal(slots=job.engine.slots)
+
+
+def test_a_row_that_kills_engines_becomes_an_error_row_and_takes_no_other_with_it(tmp_path):
+    rows = prompts(40)
+    rows[17]["prompt"] = "(poison)"
+    job, deaths = job_of(tmp_path, rows, output={"flush_s": 0.2}), []
+    local, reason = LocalJob(job), None
+    for k in range(20):
+        worker = local.worker(f"w{k}", build=mortal("poison", deaths))
+        worker.start()
+        try:
+            reason = worker.run()
+            break
+        except EngineDied as error:
+            local.ledger.died(f"w{k}", "crash", str(error)[-50:])
+    assert reason == "finished"
+    out = {row["id"]: row for row in rows_of(job)}
+    assert len(out) == 40
+    assert out["r17"]["error"]["type"] == "EngineDeath"
+    assert out["r17"]["error"]["stage"] == "engine"
+    assert [id for id, row in out.items() if row["error"]] == ["r17"]
+    assert len(deaths) <= 3 + 3, "first, together, halvings of at most 8 suspects, alone"
+
+
+def test_end_by_error_rate_says_so(tmp_path):
+    rows = prompts(150)
+    for row in rows[::2]:
+        row["prompt"] = "a" * 90
+    job = job_of(tmp_path, rows, engine={"options": {"context": 64}}, output={"flush_s": 0.01})
+    local = LocalJob(job, limits=Limits(max_error_rate=0.1))
+    (reason,) = local.run()
+    assert "max_error_rate" in reason
+    assert "max_error_rate" in local.ledger.look().progress.ended
+
+
+def test_a_full_disk_ends_the_worker_with_the_cause(tmp_path, monkeypatch):
+    import errno
+
+    from raydecode.errors import JobError
+
+    job = job_of(tmp_path, prompts(20))
+    local = LocalJob(job)
+    worker = local.worker("w0")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker._storage, "write", full)
+    worker.start()
+    with pytest.raises(JobError, match="disk is full"):
+        worker.run()
+    LocalJob(job).run()
+    assert len(rows_of(job)) == 20
+
+
+def test_stacks_name_the_threads(tmp_path):
+    local = LocalJob(job_of(tmp_path, prompts(3)))
+    worker = local.worker("w0")
+    worker.start()
+    text = worker.stacks()
+    assert "-- engine" in text
+    assert "-- MainThread" in text
+    worker.run()
+
+
+def test_a_slow_row_does_not_hold_the_others(tmp_path):
+    """The longest row outlives many blocks; everything else is done and committed meanwhile."""
+    rows = prompts(80)
+    rows[0]["decoding"] = json.dumps({"max_tokens": 3000, "ignore_eos": True})
+    job = job_of(tmp_path, rows, output={"flush_s": 0.05})
+    local, worker = LocalJob(job, actors=4), None
+    worker = local.worker("w0", build=lambda job: ToyEngine(slots=4, step_s=0.002))
+    worker.start()
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    while (rows_now := replay(open_storage(job.output.path)).rows) < 79:
+        assert thread.is_alive()
+        threading.Event().wait(0.02)
+    assert rows_now == 79
+    thread.join(60)
+    assert len(rows_of(job)) == 80
