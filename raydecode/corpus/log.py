@@ -2,7 +2,7 @@
 
 | step of a commit | a crash right after | the next start |
 |---|---|---|
-| 1 a worker writes its part to `_tmp/<attempt>/`, durably     | unreferenced or torn | deletes it, runs the rows again |
+| 1 a worker writes its part to `_tmp/<attempt>/`, durably | unreferenced or torn | deletes it, runs the rows again |
 | 2 the record `_log/<v>.json` is created exclusively         | committed, invisible | publishes it |
 | 3 the part is moved to its visible name                     | committed, visible   | nothing |
 
@@ -162,6 +162,8 @@ class Log:
 
     def finish(self, summary: Record) -> None:
         """The job is complete: `finished` will say so without a run."""
+        for part in list(self.state.pending.values()):
+            self._publish(part)
         self._put({"kind": "finish", "summary": summary})
         self.beat(0, closed=True)
 
@@ -176,7 +178,10 @@ class Log:
             "closed": closed,
             **asdict(self.owner),
         }
-        self.storage.write(_heartbeat(self.attempt, self._beats % 2), json.dumps(data).encode())
+        try:
+            self.storage.write(_heartbeat(self.attempt, self._beats % 2), json.dumps(data).encode())
+        except FileNotFoundError:  # a newer attempt removes the heartbeats of older ones, this one while it was written
+            raise Fenced(f"{self.storage.url}: another run took over") from None
 
     def _put(self, record: Record) -> None:
         if self.state.next and self.state.next % CHECKPOINT == 0:
@@ -268,7 +273,6 @@ def finished(
         refuse_difference(storage.url, state.job, json.loads(json.dumps(job)))
     if (
         state.summary is None
-        or state.pending
         or (inputs is not None and {i.path for i in inputs} - {i.path for i in state.inputs})
     ):
         return None

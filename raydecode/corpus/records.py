@@ -155,6 +155,7 @@ class State:
                 self.swept = True
             case "finish":
                 self.summary = record["summary"]
+                self.pending.clear()  # written after the last part was published
             case other:
                 raise JobError(f"log record {self.next}: unknown kind {other!r}")
         self.next += 1

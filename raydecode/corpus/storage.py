@@ -52,7 +52,7 @@ class Storage(Protocol):
 
     def read(self, path: str) -> bytes: ...
     def exists(self, path: str) -> bool: ...
-    def remove(self, path: str) -> None: ...  # missing is fine
+    def remove(self, path: str) -> None: ...  # durable; missing is fine
     def list(self, folder: str) -> list[str]: ...  # paths of the files directly in or below the folder; may be partial
 
 
@@ -119,7 +119,10 @@ class LocalStorage:
         return self._disk.exists(self._full(path))
 
     def remove(self, path: str) -> None:
-        self._discard(self._full(path))
+        full = self._full(path)
+        if self._disk.exists(full):
+            self._discard(full)
+            self._disk.sync_dir(os.path.dirname(full))
 
     def list(self, folder: str) -> list[str]:
         out, todo = [], [folder.strip("/")]
