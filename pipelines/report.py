@@ -51,6 +51,9 @@ def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
         )  # fmt: skip
     whole = {**_earlier(storage), **_from_log(storage, state), **{k: v for k, v in facts.items() if v is not None}}
     whole.setdefault("versions", versions())
+    whole.setdefault("job", state.job)
+    if "plan" not in whole and (plan := _planned(storage, state)):
+        whole["plan"] = plan
     figures = measure(_parts(storage, state), whole)
     for name, data in files(figures, whole).items():
         storage.remove(name)
@@ -72,10 +75,9 @@ def ensure_report(summary: Any, job: JobConfig) -> Written:
 def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     """What a run's summary knows for the report."""
     workers = [{"worker": name, **about} for name, about in summary.workers.items()]
-    engine: dict[str, Any] = next(
-        ({k: v for k, v in about.items() if k in ("why", "promise", "device", "dtype", "noise", "detail")} | {"name": about.get("engine")}
-         for about in summary.workers.values()), {},
-    )  # fmt: skip
+    about: Mapping[str, Any] = next(iter(summary.workers.values()), {})
+    names = ("engine", "why", "promise", "device", "dtype", "noise", "detail")
+    engine = {"name" if name == "engine" else name: about[name] for name in names if about.get(name) is not None}
     return {"job": job.to_json(), "notes": job.notes(), "engine": engine or None, "workers": workers or None}
 
 
@@ -122,6 +124,15 @@ def _from_log(storage: Storage, state: State) -> dict[str, Any]:
         "finished_at": spans[-1][1] if spans else None,
         "inputs": [{"path": one.path, "format": one.format, "size_bytes": one.size_bytes} for one in state.inputs],
     }
+
+
+def _planned(storage: Storage, state: State) -> dict[str, Any] | None:
+    """What `raydecode plan` foresaw for this very job."""
+    try:
+        kept = json.loads(storage.read("_plan.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return kept["plan"] if kept["job"] == state.job else None
 
 
 def _earlier(storage: Storage) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def forecast(
     *,
     rows: int,
     failing_share: float,
-    lengths: Sequence[int],
+    lengths: Sequence[float],
     rates: Sequence[float],
     startup_s: float,
     memory_bytes: int,

@@ -1,0 +1,92 @@
+"""`raydecode methods`: what can be named in a job, room by room. The README's table is printed here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from raydecode.cli.terminal import out, print_json
+
+
+def command(
+    room: Annotated[
+        str | None, typer.Argument(help="samplers, monitors, drafters, searches, interventions, ...")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, with the JSON Schema of the options")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="the table of the README")] = False,
+) -> None:
+    """List the registered methods: paper, whether the text's law stays exact, engines, options."""
+    rows = listed(room)
+    if as_json:
+        print_json(rows)
+    elif markdown:
+        print(table(rows))
+    else:
+        _show(rows)
+
+
+def listed(room: str | None = None) -> list[dict[str, Any]]:
+    """Every method of a room, or of all rooms, as JSON-able rows."""
+    from raydecode import registry
+
+    found = [one for name in ([room] if room else registry.ROOMS) for one in registry.methods(name).values()]
+    return [
+        {
+            "room": method.room,
+            "name": method.name,
+            "summary": method.summary,
+            "paper": method.paper,
+            "exact": method.effects.exact,
+            "pure": method.effects.pure,
+            "engines": list(method.engines),
+            "loads": method.loads,
+            "origin": method.origin,
+            "options": method.schema(),
+        }
+        for method in found
+    ]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| room | method | what it does | paper | engines | options |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = (
+            row["room"],
+            f"`{row['name']}`",
+            row["summary"],
+            _paper(row["paper"]),
+            ", ".join(row["engines"]),
+            options(row),
+        )
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def options(row: dict[str, Any]) -> str:
+    """`p, value = 1.0`: an option's name, with its default where it has one."""
+    properties = row["options"].get("properties", {})
+    return ", ".join(f"{name} = {spec['default']}" if "default" in spec else name for name, spec in properties.items())
+
+
+def _paper(paper: str) -> str:
+    if paper.startswith("arXiv:"):
+        return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
+    return paper
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    room = None
+    for row in rows:
+        if row["room"] != room:
+            room = row["room"]
+            out.print(f"[bold]{room}[/bold]")
+        marks = [", ".join(row["engines"]), row["paper"]]
+        marks += ["exact: the text's law stays the model's"] if row["exact"] else []
+        marks += [] if row["pure"] else ["depends on the clock or a service"]
+        out.print(f"  {row['name']}({options(row)})", markup=False, end="  ")
+        out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)
+        out.print(f"      {row['summary']}", markup=False)
+    if not rows:
+        out.print("no method is registered in this room yet")
