@@ -1,7 +1,7 @@
 """The composition root: a job becomes a checked, live engine. The only place that knows engines by name.
 
-    choose(job)          which engine, and why; raises Refused before any weights load
-    build_engine(job)    that engine, with the model found, checked and loaded
+choose(job)          which engine, and why; raises Refused before any weights load
+build_engine(job)    that engine, with the model found, checked and loaded
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     if choice.name == TOY:
         from raydecode.engine.toy import ToyEngine
 
-        context = {"context": engine.max_length} if engine.max_length else {}
-        return ToyEngine(slots=engine.slots, stream=stream, **context, **engine.options)
+        size: dict[str, Any] = {"context": engine.max_length} if engine.max_length else {}
+        return ToyEngine(slots=engine.slots, stream=stream, **size, **engine.options)
     from raydecode import models
 
     model = job.model
@@ -91,8 +91,8 @@ def _roster_specs(job: JobConfig) -> list[DecodingSpec]:
     for room, cards in named.items():
         for card in cards:
             name = field.get(room, room)
-            single = name in ("drafter", "search")
-            specs.append(dataclasses.replace(job.spec, **{name: card if single else (card,)}))
+            change: dict[str, Any] = {name: card if name in ("drafter", "search") else (card,)}
+            specs.append(dataclasses.replace(job.spec, **change))
     return specs
 
 
@@ -120,5 +120,3 @@ def _dtype(job: JobConfig, engine: str) -> str:
     from raydecode.engine.torch import resolve_dtype
 
     return resolve_dtype(job.engine.dtype)
-
-

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 Columns = Mapping[str, "Tensor"]
+StateColumns = Mapping[str, Callable[[Options], float]]
+"""Names of a sampler's state columns, with their start value from the options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,23 @@ class Host(Protocol):
 class SamplerRows(Protocol):
     """The rows that one stage of the chain shapes at once."""
 
-    t_R: Sequence[int]
-    """Output index of each row's next token."""
-    keys_R: Sequence[int]
-    """Noise keys, for samplers that toss coins."""
-    prompt_len_R: Sequence[int]
-    history_R: Sequence[Tensor]
-    """int64 ids of prompt, output and drafted path of each row; given to samplers that need it."""
+    @property
+    def t_R(self) -> Sequence[int]:
+        """Output index of each row's next token."""
+        ...
+
+    @property
+    def keys_R(self) -> Sequence[int]:
+        """Noise keys, for samplers that toss coins."""
+        ...
+
+    @property
+    def prompt_len_R(self) -> Sequence[int]: ...
+
+    @property
+    def history_R(self) -> Sequence[Tensor]:
+        """int64 ids of prompt, output and drafted path of each row; made on first use, so ask only if you need it."""
+        ...
 
     def option(self, name: str) -> Tensor:
         """float32 [R], the option of each row."""
@@ -153,10 +165,10 @@ class Sampler(Protocol):
     """
 
     needs: Needs
-    columns: Mapping[str, Callable[[Options], float]]
+    columns: StateColumns
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        """New logits [R, C], float32. Pure; -inf stays -inf; keeps >= 1 token; row r depends on row r only, bit for bit."""
+        """New logits, float32 [R, C]. Pure; -inf stays -inf; keeps >= 1 token; row r depends on row r alone, bit by bit."""
         ...
 
     def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:

@@ -1,9 +1,10 @@
 """Counter-based noise: it exists before the logits do, in every batch, after every restart.
 
 A row draws its token at output index t as  argmax_v( shaped_logit[v] + gumbel(key, stream, t, v) ).
-The Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv:1411.0030) makes that an exact draw from softmax(shaped_logit);
-a keyed hash in place of a generator makes it a function of (key, stream, t, v) alone. Drafters that use the same noise
-on their own logits agree with the target with probability >= (1-TV)/(1+TV) (Daliri et al., arXiv:2408.07978).
+The Gumbel-max trick (Gumbel 1954; Maddison et al., arXiv:1411.0030) makes that an exact draw from
+softmax(shaped_logit); a keyed hash in place of a generator makes it a function of (key, stream, t, v) alone. Drafters
+that use the same noise on their own logits agree with the target with probability >= (1-TV)/(1+TV) (Daliri et al.,
+arXiv:2408.07978).
 
     word(v)  = table[v] xor k0, one multiply-shift round, xor k1, a second round, 31 bits;  (k0, k1) = H(key, stream, t)
     E(v)     = -log1p(-(word + 0.5) / 2^31)      exponential; the winners are small E, where float32 is dense

@@ -156,10 +156,16 @@ def get(room: str, name: str, where: str = "") -> Method:
     if name in known:
         return known[name]
     if name in _broken[room]:
-        raise UserError(f"{room}/{name} failed to load: {_broken[room][name]}", field=where, value=name, hint="raydecode doctor")
+        raise UserError(
+            f"{room}/{name} failed to load: {_broken[room][name]}", field=where, value=name, hint="raydecode doctor"
+        )
     kind = {"searches": "search"}.get(room, room.removesuffix("s"))
     raise UserError(
-        f"no {kind} '{name}'", field=where, value=name, nearest=nearest(name, known), hint=f"all: raydecode methods {room}"
+        f"no {kind} '{name}'",
+        field=where,
+        value=name,
+        nearest=nearest(name, known),
+        hint=f"all: raydecode methods {room}",
     )
 
 
@@ -183,7 +189,13 @@ def option_error(method: Method, error: ValidationError, where: str) -> UserErro
 @functools.cache
 def _scan(room: str) -> None:
     if room not in ROOMS:
-        raise UserError(f"no room '{room}'", field="room", value=room, nearest=nearest(room, ROOMS), hint=f"rooms: {', '.join(ROOMS)}")
+        raise UserError(
+            f"no room '{room}'",
+            field="room",
+            value=room,
+            nearest=nearest(room, ROOMS),
+            hint=f"rooms: {', '.join(ROOMS)}",
+        )
     try:
         package = importlib.import_module(f"raydecode.{room}")
     except ModuleNotFoundError as error:

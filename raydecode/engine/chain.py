@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from raydecode.contracts import Columns, Sampler
 from raydecode.engine.rows import Row, StageRows
 
 SamplerOf = Callable[[str], Sampler]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -42,10 +45,7 @@ def shape(x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf) -> tuple[Tensor
             if method.columns:
                 observations.append(Observation(stage, method, index, x_GV))
 
-            def run(part: list[int], method=method, group=group, x_GV=x_GV, stage=stage) -> Tensor:
-                x = x_GV if len(part) == len(group) else x_GV[part]
-                return method.shape(x, _stage_rows([group[i] for i in part], stage))
-
+            run = partial(_shape, method, stage, group, x_GV)
             for part, y in _alone_if_it_raises(group, run):
                 if whole and len(part) == len(rows):
                     x_RV = y
@@ -65,10 +65,7 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
         token_G = token_R[[seen.index[i] for i in live]]
         own_logp_G = x_GV.gather(1, token_G[:, None])[:, 0] - x_GV.logsumexp(1)
 
-        def run(part: list[int], seen=seen, group=group, token_G=token_G, own_logp_G=own_logp_G) -> Columns:
-            stage_rows = _stage_rows([group[i] for i in part], seen.stage)
-            return seen.method.observe(stage_rows, token_G[part], own_logp_G[part])
-
+        run = partial(_observe, seen.method, seen.stage, group, token_G, own_logp_G)
         for part, columns in _alone_if_it_raises(group, run):
             for name, column in columns.items():
                 for i, value in zip(part, column.tolist(), strict=True):
@@ -76,11 +73,22 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
                     state[seen.stage] = {**state[seen.stage], name: float(value)}
 
 
+def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, part: list[int]) -> Tensor:
+    x = x_GV if len(part) == len(group) else x_GV[part]
+    return method.shape(x, _stage_rows([group[i] for i in part], stage))
+
+
+def _observe(
+    method: Sampler, stage: int, group: list[Row], token_G: Tensor, own_logp_G: Tensor, part: list[int]
+) -> Columns:
+    return method.observe(_stage_rows([group[i] for i in part], stage), token_G[part], own_logp_G[part])
+
+
 def _stage_rows(rows: list[Row], stage: int) -> StageRows:
     return StageRows(rows, [row.spec.sampler[stage] for row in rows], [row.sampler_state[stage] for row in rows])
 
 
-def _alone_if_it_raises(rows: list[Row], call: Callable) -> list[tuple[list[int], Tensor | Columns]]:
+def _alone_if_it_raises(rows: list[Row], call: Callable[[list[int]], T]) -> list[tuple[list[int], T]]:
     """call(all indices), or, where that raises, row by row, so that only the guilty row ends."""
     every = list(range(len(rows)))
     try:
@@ -89,7 +97,7 @@ def _alone_if_it_raises(rows: list[Row], call: Callable) -> list[tuple[list[int]
         if len(rows) == 1:
             rows[0].fail("sampler", error)
             return []
-    out: list[tuple[list[int], Tensor | Columns]] = []
+    out: list[tuple[list[int], T]] = []
     for i in every:
         try:
             out.append(([i], call([i])))

@@ -72,8 +72,12 @@ class Drafters:
                 wish = next(proposal)
             except StopIteration as done:
                 proposed = zip(rows, done.value, budgets, strict=True)
-                return {row.id: tree.prune(budget + 1) if len(tree) > budget + 1 else tree for row, tree, budget in proposed}
-            raise RowError("drafter", "NoLane", f"{card.name} asks for a forward on lane '{wish.lane}', which is not here")
+                return {
+                    row.id: tree.prune(budget + 1) if len(tree) > budget + 1 else tree for row, tree, budget in proposed
+                }
+            raise RowError(
+                "drafter", "NoLane", f"{card.name} asks for a forward on lane '{wish.lane}', which is not here"
+            )
         except Exception:
             for row in rows:
                 row.draft_failures += 1

@@ -27,9 +27,11 @@ class ServiceHost:
         self._pool = ThreadPoolExecutor(threads, "service") if self._services else None
 
     def ask(self, service: str, payload: Any) -> Any | Pending:
-        """The answer (kept by payload, so asking again is free), or Pending. A service's exception is the row's fault."""
+        """The answer (kept by payload: asking again is free), or Pending. A service's exception is the row's fault."""
         if self._pool is None or service not in self._services:
-            raise RowError("service", "UnknownService", f"no service '{service}'; given: {', '.join(self._services) or 'none'}")
+            raise RowError(
+                "service", "UnknownService", f"no service '{service}'; given: {', '.join(self._services) or 'none'}"
+            )
         key = service, json.dumps(payload, sort_keys=True)
         if key not in self._answers:
             self._answers[key] = self._pool.submit(self._services[service], payload)

@@ -116,7 +116,7 @@ class Loop:
         return self._live[room, name]
 
     def check_integrity(self) -> None:
-        """Invariants, for tests and debugging: every slot is free or held by one row; contexts end with a pending token."""
+        """Invariants, for tests: every slot is free or held by one row; every context ends with a pending token."""
         held = [row.slot for row in self._running]
         assert sorted(held + self._free) == list(range(self.lane.slots)), (held, self._free)
         assert all(0 <= row.cached < len(row.context) for row in self._running)
@@ -136,7 +136,9 @@ class Loop:
             raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
         rows: list[Row] = []
         for sample in range(spec.n):
-            row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens)
+            row = Row(
+                RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens
+            )
             row.replay, row.submitted_at = request.resume, self.clock()
             row.leader = rows[0] if rows else None
             for card in spec.sampler:
@@ -170,7 +172,9 @@ class Loop:
                 reading.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : row.cached + take]), None))
                 row.cached += take
         visits, chunks, base = [], [], 0
-        for row, tree in zip(ready, self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos), strict=True):
+        for row, tree in zip(
+            ready, self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos), strict=True
+        ):
             chunks.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : -1]), tree))
             visits.append(Visit(row, tree, base))
             row.cached = len(row.context) - 1
@@ -219,8 +223,14 @@ class Loop:
 
     def _expire(self) -> None:
         for row in self._running:
-            if row.spec.deadline_s is not None and row.reason is None and self.clock() - row.admitted_at > row.spec.deadline_s:
-                row.fail("engine", RowError("engine", "Deadline", f"held its slot for more than {row.spec.deadline_s} s"))
+            if (
+                row.spec.deadline_s is not None
+                and row.reason is None
+                and self.clock() - row.admitted_at > row.spec.deadline_s
+            ):
+                row.fail(
+                    "engine", RowError("engine", "Deadline", f"held its slot for more than {row.spec.deadline_s} s")
+                )
 
     def _retire(self, events: list[Event]) -> None:
         """Free the slots of rows that ended; samples that waited for one of them read the prompt themselves."""
@@ -280,7 +290,7 @@ class Loop:
 
 
 def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
-    """What a loop under the name `engine` cannot host: a method whose card does not list it, a search, an intervention."""
+    """What a loop named `engine` cannot host: a method whose card does not list it, a search, an intervention."""
     for room, cards in spec.cards().items():
         for card in cards:
             method = registry.get(room, card.name, f"decoding.{room}")

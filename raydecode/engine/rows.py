@@ -15,7 +15,7 @@ from raydecode.request import Card, DecodingSpec, Request, RowId
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sample in flight. Invariant between steps: context[cached:] is not in the cache and ends with the pending token.
+    """One sample in flight. Between steps context[cached:] is not in the cache and ends with the pending token.
 
     context:  prompt and output ids
     limit:    most output tokens after the overflow policy

@@ -55,9 +55,9 @@ class ToyLane:
     """The table behind a slot cache: each slot holds one key per position."""
 
     promise = "bitwise"
-    eos = frozenset({EOS})
-    token_bytes = TOKEN_BYTES
-    sites = frozenset({"hidden"})
+    eos: frozenset[int] = frozenset({EOS})
+    token_bytes: Sequence[bytes] = TOKEN_BYTES
+    sites: frozenset[str] = frozenset({"hidden"})
 
     def __init__(self, slots: int, context: int) -> None:
         self.slots, self.context = slots, context
@@ -117,7 +117,9 @@ class ToyEngine(Loop):
 
     name = "toy"
 
-    def __init__(self, *, slots: int = 32, context: int = 4096, step_s: float = 0.0, poison: str | None = None, **loop: Any) -> None:
+    def __init__(
+        self, *, slots: int = 32, context: int = 4096, step_s: float = 0.0, poison: str | None = None, **loop: Any
+    ) -> None:
         super().__init__(ToyLane(slots, context), **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
 

@@ -63,9 +63,10 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers)
         _refuse_empty(shaped_RV, rows)
         token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
-        for r, (row, mask) in enumerate(zip(rows, masks, strict=True)):
-            if mask and mask.forced:
-                token_R[r] = mask.forced[0]
+        forced = [mask.forced[0] if mask and mask.forced else None for mask in masks]
+        for r, row in enumerate(rows):
+            if (must := forced[r]) is not None:
+                token_R[r] = must
             if row.t < len(row.replay):
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
                 token_R[r] = row.replay[row.t]
@@ -81,7 +82,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
                     token=token,
                     bytes=host.token_bytes[token],
                     kept=kept_R[r],
-                    source="forced" if masks[r] and masks[r].forced else "sampled",
+                    source="sampled" if forced[r] is None else "forced",
                     **facts[r],
                 )
                 if _take(visit, event, methods, host, events):
@@ -98,7 +99,9 @@ def _constrained(
     for visit in visits:
         row = visit.row
         try:
-            asked = (methods.monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True))
+            asked = (
+                methods.monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)
+            )
             constraint = compose(asked, host.eos) if row.spec.monitors else None
         except Exception as error:
             row.fail("monitor", error)
@@ -125,7 +128,9 @@ def _masked(
         if mask.allowed is not None:
             allowed = sorted(mask.allowed)
             if not allowed and mask.on_empty == "error":
-                rows[r].fail("monitor", RowError("monitor", "NothingAllowed", "the monitors' constraints leave no token"))
+                rows[r].fail(
+                    "monitor", RowError("monitor", "NothingAllowed", "the monitors' constraints leave no token")
+                )
             keep = torch.tensor(allowed or sorted(eos))
             x_RV[r] = torch.full_like(x_RV[r], -math.inf).index_copy(0, keep, x_RV[r, keep])
         kept_R[r] = max(float(raw_RV[r].logsumexp(0) - x_RV[r].logsumexp(0)), 0.0)
@@ -153,7 +158,9 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
         top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None
         for w, r in enumerate(want):
             k = rows[r].spec.logprobs or 0
-            top = tuple(zip(top_WK.indices[w, :k].tolist(), top_WK.values[w, :k].tolist(), strict=True)) if top_WK else ()
+            top = (
+                tuple(zip(top_WK.indices[w, :k].tolist(), top_WK.values[w, :k].tolist(), strict=True)) if top_WK else ()
+            )
             facts[r] = {"logp": logp_W[w], "top": top}
     return facts
 

@@ -10,7 +10,7 @@ import math
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
 @registry.register("samplers", vllm=registry.Vllm(stage=20, fixed={"temperature": 0.0}))
@@ -18,7 +18,7 @@ class Greedy:
     """Keep the likeliest token."""
 
     needs = Needs()
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         best_R1 = x_RC.argmax(1, keepdim=True)

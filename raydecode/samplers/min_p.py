@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
 @registry.register("samplers", paper="arXiv:2407.01082", vllm=registry.Vllm(stage=30, params={"p": "min_p"}))
@@ -22,7 +22,7 @@ class MinP:
         p: float = Field(ge=0, le=1, description="share of the likeliest token's probability; 0 keeps all")
 
     needs = Needs()
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         cut_R = x_RC.amax(1) + rows.option("p").log()

@@ -1,4 +1,4 @@
-"""Presence penalty (OpenAI API reference, "frequency and presence penalties"): subtract for a token that occurs in the output, once.
+"""Presence penalty (OpenAI API reference): subtract for a token that occurs in the output, once.
 
 x[v] - value * (v occurs in the output); the prompt does not count. value = 0 is the identity.
 Changes the distribution: yes. State: none (history). Cost: the distinct tokens of the output per row.
@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
-@registry.register("samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=12, params={"value": "presence_penalty"}))
+@registry.register(
+    "samplers", paper="OpenAI API reference", vllm=registry.Vllm(stage=12, params={"value": "presence_penalty"})
+)
 class PresencePenalty:
     """Make tokens of the output less likely: subtract for a token that occurs in the output, once."""
 
@@ -21,7 +23,7 @@ class PresencePenalty:
         value: float = Field(default=0.0, ge=-10, le=10, description="nats; negative encourages, 0 changes nothing")
 
     needs = Needs(history=True)
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         shaped = x_RC.clone()

@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
-@registry.register("samplers", paper="arXiv:1909.05858", vllm=registry.Vllm(stage=10, params={"value": "repetition_penalty"}))
+@registry.register(
+    "samplers", paper="arXiv:1909.05858", vllm=registry.Vllm(stage=10, params={"value": "repetition_penalty"})
+)
 class RepetitionPenalty:
     """Make tokens of prompt and output less likely, by a factor."""
 
@@ -21,7 +23,7 @@ class RepetitionPenalty:
         value: float = Field(default=1.0, gt=0, le=10, description="factor; 1 changes nothing")
 
     needs = Needs(history=True)
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         shaped = x_RC.clone()

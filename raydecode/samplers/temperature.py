@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
-@registry.register("samplers", paper="Ackley, Hinton, Sejnowski 1985", vllm=registry.Vllm(stage=20, params={"value": "temperature"}))
+@registry.register(
+    "samplers", paper="Ackley, Hinton, Sejnowski 1985", vllm=registry.Vllm(stage=20, params={"value": "temperature"})
+)
 class Temperature:
     """Divide logits by a temperature."""
 
@@ -22,7 +24,7 @@ class Temperature:
         value: float = Field(default=1.0, ge=0, le=100, description="temperature; 0 is greedy")
 
     needs = Needs()
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         value_R1 = rows.option("value")[:, None]

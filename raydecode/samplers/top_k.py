@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
 @registry.register("samplers", paper="arXiv:1805.04833", vllm=registry.Vllm(stage=40, params={"k": "top_k"}))
@@ -22,7 +22,7 @@ class TopK:
         k: int = Field(ge=1, description="how many tokens stay; more than the vocabulary keeps all")
 
     needs = Needs()
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         k_R = rows.option("k").long().clamp(max=x_RC.shape[1])

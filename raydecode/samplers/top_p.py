@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Needs, SamplerRows
+from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 SELECT = 256
 """Tokens tried before a full sort: a nucleus of a trained model at p <= 0.95 is rarely wider."""
@@ -28,7 +28,7 @@ class TopP:
         p: float = Field(gt=0, le=1, description="kept mass; 1 keeps all")
 
     needs = Needs()
-    columns = {}
+    columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         p_R = rows.option("p").double()
@@ -48,5 +48,5 @@ def _cut(sorted_RK: Tensor, lse_R1: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor
     mass_RK = (sorted_RK - lse_R1).double().exp().cumsum(1)
     reached_RK = mass_RK >= p_R[:, None]
     found_R = reached_RK[:, -1]
-    last_R = reached_RK.int().argmax(1).where(found_R, found_R.new_full((), sorted_RK.shape[1] - 1, dtype=int))
+    last_R = reached_RK.int().argmax(1).masked_fill(~found_R, sorted_RK.shape[1] - 1)
     return sorted_RK.gather(1, last_R[:, None])[:, 0], found_R
