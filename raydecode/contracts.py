@@ -168,7 +168,7 @@ class Sampler(Protocol):
     columns: StateColumns
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        """New logits, float32 [R, C]. Pure; -inf stays -inf; keeps >= 1 token; row r depends on row r alone, bit by bit."""
+        """New logits, float32 [R, C]. Pure; -inf stays -inf; keeps >= 1 token; row r depends on row r alone."""
         ...
 
     def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:

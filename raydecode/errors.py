@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RaydecodeError(Exception):
@@ -63,7 +64,7 @@ class RowError(RaydecodeError):
         self.stage, self.kind, self.message = stage, kind, message
         super().__init__(f"{stage}: {kind}: {message}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.stage, self.kind, self.message)
 
 
@@ -71,7 +72,10 @@ class JobError(RaydecodeError):
     """The job cannot go on. What was committed stays and a new run resumes from it."""
 
 
-def _rebuild(cls, message, field, value, nearest, hint):
+def _rebuild(
+    cls: type[UserError], message: str, field: str | None, value: object, nearest: str | None, hint: str | None
+) -> UserError:
+    """Keyword-only arguments do not survive the default pickling, and Ray sends errors between processes."""
     return cls(message, field=field, value=value, nearest=nearest, hint=hint)
 
 
