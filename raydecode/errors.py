@@ -47,9 +47,7 @@ class UserError(RaydecodeError):
         tail += [f"  {self.hint}"] if self.hint else []
         return "\n".join([head, *tail])
 
-    def __reduce__(
-        self,
-    ):  # keyword-only arguments do not survive the default pickling (Ray sends errors between processes)
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.field, self.value, self.nearest, self.hint)
 
 
