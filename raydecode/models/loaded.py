@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raydecode.models.card import ModelCard, check
 from raydecode.models.source import locate
 from raydecode.models.vocabulary import Vocabulary
-from raydecode.models.weights import load_module, load_weights
+from raydecode.models.weights import load_config, load_module, load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +49,7 @@ def load(
     """
     folder = locate(source, revision=revision, offline=offline, trust_remote_code=trust_remote_code)
     card = check(folder, dtype=dtype, kv_tokens=kv_tokens, device=device)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     vocabulary = Vocabulary.of(folder, trust_remote_code=trust_remote_code)
     weights, module = None, None
     if form == "module":

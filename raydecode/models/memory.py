@@ -12,7 +12,8 @@ from pathlib import Path
 
 GIB = 1 << 30
 RUNTIME_BYTES = 500 << 20
-"""torch, transformers, tokenizer and allocator slack: 390-470 MiB resident, measured with torch 2.13."""
+"""torch, transformers, tokenizer and what a forward allocates: 455 MiB beside the weights, measured while
+generating 20 tokens with SmolLM2-135M in bfloat16 (torch 2.13, transformers 5.19)."""
 
 
 def available_bytes(device: str = "cpu", *, root: Path = Path("/")) -> int | None:

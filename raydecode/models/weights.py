@@ -126,10 +126,12 @@ def load_module(
     from transformers import AutoModelForCausalLM
 
     shards(folder)  # the clear error first: transformers would fall back to pickles or say "no file named ..."
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     with _quiet_bars():
         try:
             module, info = AutoModelForCausalLM.from_pretrained(
                 str(folder),
+                config=config,
                 dtype=resolve_dtype(dtype) or "auto",
                 attn_implementation=attention,
                 use_safetensors=True,
@@ -150,6 +152,21 @@ def load_module(
             hint="config.json and the weights do not belong together",
         )
     return module.to(device).eval()
+
+
+def load_config(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of `folder`; a family that transformers does not know is a `ModelError`."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, ImportError, KeyError) as refusal:
+        raise ModelError(
+            f"transformers cannot read the configuration of {folder}: {str(refusal).splitlines()[0]}",
+            field="model",
+            value=str(folder),
+            hint="its family may need a newer transformers, or its own code: trust_remote_code, if you trust its author",
+        ) from refusal
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from raydecode.models import ModelError, load_module, load_tokenizer, load_weights
+from raydecode.models.weights import load_config
 
 Tiny = Callable[[str], Path]
 
@@ -96,3 +97,21 @@ def test_a_folder_without_tokenizer(tmp_path: Path, tiny_folder: Tiny) -> None:
 def test_unknown_dtype(tiny_folder: Tiny) -> None:
     with pytest.raises(ModelError, match="one of auto, float32, bfloat16, float16"):
         load_weights(tiny_folder("llama"), "fp8")
+
+
+def test_foreign_code_is_not_run_unless_trusted(tiny_folder: Tiny, tmp_path: Path) -> None:
+    config = json.loads((tiny_folder("llama") / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise SystemExit('foreign code ran')")
+    (tmp_path / "model.safetensors").write_bytes((tiny_folder("llama") / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="cannot read the configuration") as refusal:
+        load_module(tmp_path)
+    assert "trust_remote_code" in str(refusal.value)
+
+
+def test_a_family_that_transformers_does_not_know(tiny_folder: Tiny, tmp_path: Path) -> None:
+    config = json.loads((tiny_folder("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama9"}))
+    with pytest.raises(ModelError, match="cannot read the configuration"):
+        load_config(tmp_path)
