@@ -74,9 +74,12 @@ class _Worker:
     reply: Reply | None = None
     tokens: int = 0
     waiting: int = 0
+    peak: int = 0  # most rows ever in slots
     step_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     progress_at: float = 0.0
     asked_at: float | None = None
+    asked_for: str = ""
+    gifts: deque[Span] = field(default_factory=deque)  # rows another worker gave back for this one
     draining: bool = False
     killed: bool = False
 
@@ -171,6 +174,7 @@ class Ledger:
         me = self._alive(worker)
         if me is not None:
             me.slots.update(row for row in rows if me.assigned.covers(row) and row not in me.ready)
+            me.peak = max(me.peak, len(me.slots))
             me.progress_at = self._clock()
 
     def finished(self, worker: str, rows: Iterable[Span]) -> None:
@@ -212,7 +216,8 @@ class Ledger:
         for row in back:
             me.assigned.remove(row)
         me.waiting = max(0, me.waiting - len(back))
-        self._pool.extend(_shares(back, max(1, len(self._starving))))
+        receiver = self._workers.get(me.asked_for)
+        (self._pool if receiver is None else receiver.gifts).extend(Cover(back).spans())
 
     def probed(self, worker: str, group: int) -> None:
         """The known good prompt ran through on this engine, right before the suspect."""
@@ -357,8 +362,8 @@ class Ledger:
                 me.assigned.add(row)
             tries = max(self._hunt.tries.get(row, 1) for row in group.rows)
             return Suspects(group.number, tuple(group.rows), group.alone, tries)
-        if self._pool:
-            span = self._pool.popleft()
+        if me.gifts or self._pool:
+            span = (me.gifts or self._pool).popleft()
             return self._grant(me, None, span, (span,))
         if self._offered:
             return self._grant(me, *self._offered.popleft())
@@ -375,20 +380,25 @@ class Ledger:
         return Lease(self._lease, unit, ref, todo, fault)
 
     def _ask_back(self, worker: str, me: _Worker, now: float) -> int:
-        """At the tail, half of the longest queue goes to whoever is idle (a third each to two, ...)."""
+        """At the tail, rows that wait at one worker fill the free slots of another, or even out the two queues.
+
+        What comes back is reserved for the worker it was asked for: whoever asks first would often be the giver.
+        """
         if me.asked_at is not None and now - me.asked_at < _ASK_AGAIN_S:
             return 0
-        if not self._starving or worker in self._starving or self._pool or self._offered or not self._input_done:
+        if self._pool or self._offered or not self._input_done or self._hunt.of(worker) is not None:
             return 0
-        if (
-            me.waiting < 1
-            or self._hunt.of(worker) is not None
-            or me.waiting < max(w.waiting for w in self._workers.values())
-        ):
-            return 0
-        me.asked_at = now
-        idle = len(self._starving)
-        return -(-me.waiting * idle // (idle + 1))
+        peak = max(one.peak for one in self._workers.values())
+        for name in sorted(self._starving - {worker}):
+            other = self._workers[name]
+            if other.waiting or other.gifts or self._hunt.of(name) is not None:
+                continue
+            free = peak - len(other.slots)
+            give = min(me.waiting, free) if free > 0 else me.waiting // 2
+            if give > 0:
+                me.asked_at, me.asked_for = now, name
+                return give
+        return 0
 
     def _fault(self, me: _Worker, part: PartMeta, before: Cover) -> str | None:
         """Why a part may not be committed."""
@@ -433,7 +443,7 @@ class Ledger:
         self._starving.discard(worker)
         self._hunt.condemned.extend(sorted(me.condemned))
         back = me.assigned.subtract(self._hunt.held())
-        self._pool.extend(back.spans())
+        self._pool.extend([*back.spans(), *me.gifts])
 
     def _condemned(self) -> list[Span]:
         return [*self._hunt.condemned, *(row for me in self._workers.values() for row in me.condemned)]
@@ -504,8 +514,3 @@ class Ledger:
         """The worker, or None when it is gone (its late messages count for nothing)."""
         return self._workers.get(name)
 
-
-def _shares(rows: Sequence[Span], n: int) -> list[Span]:
-    """Sorted rows in n lots of equal count, each lot as few contiguous spans as possible."""
-    lot = -(-len(rows) // n) or 1
-    return [span for at in range(0, len(rows), lot) for span in Cover(rows[at : at + lot]).spans()]

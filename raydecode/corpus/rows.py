@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydecode.corpus.intervals import Span
+from raydecode.corpus.schema import INTERNAL, is_json, row_values
 from raydecode.errors import RowError, UserError, nearest
 
 ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("tries", pa.int32())])
@@ -50,7 +51,6 @@ COLUMNS: dict[str, pa.DataType] = {
     "metrics": pa.string(),  # anything a method reports, JSON text
 }
 
-INTERNAL = ("_input", "_key", "_end", "_id", "_error")  # columns of a block that never reach the output
 BLOCK_ERROR = pa.struct([*ERROR, pa.field("weight", pa.int64())])
 BLOCK_FIELDS = [
     pa.field("_input", pa.int32()),
@@ -212,8 +212,11 @@ def with_faults(block: pa.Table, faults: Mapping[int, RowFault]) -> pa.Table:
 
 
 def block_rows(block: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a block as templates see them: input columns without the internal ones."""
-    yield from block.drop_columns([name for name in INTERNAL if name in block.column_names]).to_pylist()
+    """The rows of a block as their file had them, for templates: without the internal columns, JSON columns parsed,
+    `_extra` merged back."""
+    nested = [field.name for field in block.schema if is_json(field)]
+    for row in block.drop_columns([name for name in INTERNAL if name in block.column_names]).to_pylist():
+        yield row_values(row, nested)
 
 
 def row_spec(value: object) -> dict[str, Any] | None:

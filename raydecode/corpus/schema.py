@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydecode.corpus.rows import INTERNAL
-
+INTERNAL = ("_input", "_key", "_end", "_id", "_error")  # columns of a block that never reach the output
 EXTRA = "_extra"
 JSON = {b"raydecode": b"json"}
 _INT64 = range(-(1 << 63), 1 << 63)

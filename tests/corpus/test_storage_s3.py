@@ -1,0 +1,63 @@
+"""The protocol against an S3 server (moto on 127.0.0.1): conditional put, server-side copy, the whole job."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+
+import pytest
+
+pytest.importorskip("s3fs")
+moto_server = pytest.importorskip("moto.server")
+
+import s3fs
+
+from raydecode.corpus.log import Fenced, finished
+from raydecode.corpus.storage import FsspecStorage, prepare
+from tests.corpus.small_job import INPUTS, JOB, check_complete, check_visible, open_log, run, write
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def storage(endpoint, request):
+    fs = s3fs.S3FileSystem(
+        key="test", secret="test", endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True,
+        client_kwargs={"region_name": "eu-west-1"},
+    )
+    bucket = request.node.name.replace("_", "-")
+    fs.mkdir(bucket)
+    return FsspecStorage(fs, f"{bucket}/out", sleep=lambda s: None)
+
+
+def test_job_on_s3(storage):
+    prepare(storage)
+    counter = itertools.count()
+    run(storage, lambda: f"{next(counter):08x}")
+    check_complete(storage)
+    assert finished(storage, JOB, INPUTS).rows == 20
+
+
+def test_old_run_is_fenced_on_s3(storage):
+    old = open_log(storage)
+    open_log(storage)
+    with pytest.raises(Fenced):
+        old.commit([write(storage, old.attempt, [0], lambda: "x")])
+    assert check_visible(storage) == []
+
+
+def test_exclusive_create_on_s3(storage):
+    storage.create_exclusive("_log/0", b"first")
+    storage.create_exclusive("_log/0", b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_exclusive("_log/0", b"second")
+    assert storage.read("_log/0") == b"first"
