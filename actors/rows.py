@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -92,9 +93,9 @@ _COLUMNS: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "finish_reason": lambda _, outcome, __: outcome.reason,
     "tokens": lambda _, outcome, __: list(outcome.tokens),
     "logprobs": lambda _, outcome, __: [logp for logp, _top in outcome.logprobs] if outcome.logprobs else None,
-    "top_logprobs": lambda _, outcome, __: [
-        [{"token": token, "logprob": logp} for token, logp in top] for _logp, top in outcome.logprobs
-    ] or None,
+    "top_logprobs": lambda _, outcome, __: (
+        [[{"token": token, "logprob": logp} for token, logp in top] for _logp, top in outcome.logprobs] or None
+    ),
     "prompt": lambda request, *_: _prompt_text(request.prompt),
     "prompt_tokens": lambda _, outcome, __: outcome.stats.prompt_tokens,
     "output_tokens": lambda _, outcome, __: len(outcome.tokens),
@@ -107,6 +108,7 @@ _COLUMNS: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "total_s": lambda _, outcome, __: outcome.stats.total_s,
     "reports": lambda _, outcome, __: json.dumps(outcome.reports, default=_plain) if outcome.reports else None,
     "decoding": lambda request, *_: json.dumps(decoding_json(request.decoding)),
+    "finished_at": lambda *_: time.time(),
     "worker": lambda _, __, worker: worker,
 }
 

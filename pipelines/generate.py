@@ -101,6 +101,7 @@ def run(
     tell = progress or (lambda view: None)
     storage = open_storage(job.output.path)
     state = State() if overwrite else replay(storage)
+    job = _pinned(job, state)
     format = None if job.input.format == "auto" else job.input.format
     files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
     if not overwrite and finished(storage, job=job.identity(), inputs=files):
@@ -168,8 +169,31 @@ def _attempt(
 
 
 # ---------------------------------------------------------------------- before Ray
+def _pinned(job: JobConfig, state: State) -> JobConfig:
+    """The job with its engine and dtype decided: as the output was begun, else as this machine can.
+
+    `auto` must not mean one thing for the first half of a corpus and another for the rest.
+    """
+    begun = (state.job or {}).get("engine", {})
+    engine = job.engine
+    if begun and engine.name == "auto":
+        engine = engine.model_copy(update={"name": begun["name"]})
+    if begun and engine.dtype == "auto":
+        engine = engine.model_copy(update={"dtype": begun["dtype"]})
+    job = job.model_copy(update={"engine": engine})
+    if engine.name != "auto" and engine.dtype != "auto":
+        return job
+    from raydecode.assemble import choose
+
+    choice = choose(job)
+    return job.model_copy(update={"engine": engine.model_copy(update={"name": choice.name, "dtype": choice.dtype})})
+
+
 def _checked(job: JobConfig, storage: Storage, files: Sequence[InputFile], state: State) -> Corpus:
     """Everything that can be refused before a process is started or a weight is read."""
+    from raydecode.assemble import choose
+
+    choose(job)
     prepare(storage)
     staged = [stage(one, storage.url) if needs_staging(one) else one for one in files]
     schema = schema_from_text(state.schema) if state.schema else None
