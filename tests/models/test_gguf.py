@@ -120,6 +120,11 @@ def test_bos_as_the_file_says_else_as_llama_cpp_does(
     assert ids.count(tokenizer.bos_token_id) == expected
 
 
+def test_llama_3_takes_whole_words_from_the_vocabulary_first(make: Callable[..., Path], tmp_path: Path) -> None:
+    convert(make(rule="llama-bpe"), tmp_path / "out", {})
+    assert load_tokenizer(tmp_path / "out").backend_tokenizer.model.ignore_merges is True
+
+
 @pytest.mark.parametrize("rule", ["something-new", None])
 def test_an_unknown_rule_is_refused_because_tokens_would_differ_silently(
     make: Callable[..., Path], cache: Path, rule: str | None
