@@ -1,8 +1,8 @@
 """Opening a GGUF file once, and quickly.
 
 Left to itself a conversion of SmolLM2-135M spends nine tenths of its time on the header: `gguf.GGUFReader` slices a
-numpy memory map a million times (a plain array over the same pages takes a third of the time), transformers opens the file
-three more times, and asks `gguf` for its table of tensor names once per module (397 times). None of that changes a
+numpy memory map a million times (a plain array over the same pages takes a third of the time), transformers opens the
+file three more times, and asks `gguf` for its table of tensor names once per module (397 times). None of that changes a
 value, so `opened_once` hands transformers the reader we have and a memo of that table for as long as it converts.
 """
 
