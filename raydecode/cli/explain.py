@@ -73,8 +73,9 @@ def _job_of(storage: Any, model: str | None) -> Any:
         facts = json.loads(storage.read("report.json"))["facts"]
     except FileNotFoundError:
         facts = {}
-    stored = facts.get("job") or replay(storage).job
-    if stored is None:
+    made = replay(storage).job
+    stored = facts.get("job") or made
+    if made is None or stored is None:
         raise UserError(
             "no raydecode output here: there is no log", field="output", value=storage.url,
             hint="give the folder named by output.path of a generate job",
@@ -83,8 +84,8 @@ def _job_of(storage: Any, model: str | None) -> Any:
     stored = stored | {"prompt": prompt, "output": {"path": storage.url} | stored["output"]}
     if model:
         stored["model"]["source"] = model
-    made_by = (facts.get("engine") or {}).get("name")
-    stored["engine"] |= {"slots": max(1, stored["decoding"]["n"])} | ({"name": made_by} if made_by else {})
+    decided = {"name": made["engine"]["name"], "dtype": made["engine"]["dtype"]}  # the report may say auto
+    stored["engine"] |= decided | {"slots": max(1, stored["decoding"]["n"])}
     return JobConfig.model_validate(stored)
 
 
@@ -185,17 +186,14 @@ def _first_difference(a: str, b: str) -> int | None:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("t", "token", "logp", "source", f"the {ALTERNATIVES} likeliest of the raw model"):
-        table.add_column(name)
+    out.print(f"seed {found['seed']}, noise of row {found['noise_id']!r}, sample {found['sample']}", markup=False)
+    out.print(f"   t  {'token':<16}  {'logp':>8}  source   the {ALTERNATIVES} likeliest of the raw model", style="dim")
     for step in found["steps"]:
         logp = "" if step["logp"] is None else f"{step['logp']:.3f}"
         others = "  ".join(f"{_quoted(o['text'], o['token'])} {o['logp']:.2f}" for o in step["alternatives"])
-        table.add_row(str(step["t"]), _quoted(step["text"], step["token"]), logp, step["source"], others)
-    out.print(f"seed {found['seed']}, noise of row {found['noise_id']!r}, sample {found['sample']}", markup=False)
-    out.print(table, markup=False)
+        own = f"{step['t']:>4}  {_quoted(step['text'], step['token']):<16}  {logp:>8}  {step['source']:<8} "
+        out.print(own, markup=False, end="")
+        out.print(others, style="dim", markup=False)
     out.print(f"\n{found['text']}\n", markup=False)
     if found["equal"]:
         out.print("[green]equal to the stored text[/green]")
@@ -205,4 +203,4 @@ def _show(found: Mapping[str, Any]) -> None:
 
 
 def _quoted(text: str | None, token: int) -> str:
-    return f"<{token}>" if not text else repr(text).replace("[", "\\[")
+    return repr(text) if text else f"<{token}>"

@@ -55,10 +55,12 @@ def command(
 
 def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
     """The plan as JSON values, also written beside the output."""
-    from raydecode.assemble import build_engine
+    from raydecode.assemble import build_engine, choose
     from raydecode.corpus.storage import open_storage, prepare
     from raydecode.metrics import forecast
 
+    choice = choose(job)
+    job = job.model_copy(update={"engine": job.engine.model_copy(update={"name": choice.name, "dtype": choice.dtype})})
     storage = open_storage(job.output.path)
     prepare(storage)
     total, requests, faults = sample(job)
@@ -86,7 +88,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
         price=job.price.model_dump() if job.price else None,
     ).to_json()
     plan["failing_kinds"] = {kind: round(total * n / sampled) for kind, n in shares.most_common(10)}
-    plan["engine"] = getattr(engine, "name", type(engine).__name__)
+    plan["engine"] = choice.name
     data = json.dumps({"plan": plan, "job": job.identity()}, indent=1).encode()
     storage.remove("_plan.json")
     storage.write("_plan.json", data)

@@ -28,6 +28,7 @@ OUTPUT_COLUMNS: Mapping[str, str] = {
     "queued_s": "seconds between submission and a slot",
     "first_token_s": "seconds between submission and the first token",
     "total_s": "seconds between submission and the last token",
+    "finished_at": "when the row left the engine, Unix time in seconds",
     "reports": "what the monitors said, as JSON",
     "decoding": "the row's full specification, as JSON",
     "worker": "which actor generated the row",
@@ -127,6 +128,7 @@ class OutputConfig(Section):
         "output_tokens",
         "first_token_s",
         "total_s",
+        "finished_at",
         "worker",
     )
     """what the engine knows, beside every input column"""

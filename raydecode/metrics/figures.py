@@ -113,7 +113,7 @@ class _Fold:
 
     def result(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         seconds = sum(end - start for start, end in facts.get("spans", ()))
-        generating = self.ended - self.began if self.ended > self.began and facts.get("attempts", 1) == 1 else None
+        generating = self._generating(facts)
         cost = _cost(facts, seconds)
         figures: dict[str, Any] = {
             "rows": self.rows,
@@ -154,6 +154,15 @@ class _Fold:
         }
         figures["plan"] = compare(facts["plan"], real) if facts.get("plan") else []
         return figures
+
+    def _generating(self, facts: Mapping[str, Any]) -> float | None:
+        """Seconds from the first start to the last end of a row, or while workers were ready; None after restarts."""
+        if facts.get("attempts", 1) != 1:
+            return None
+        if self.ended > self.began:
+            return self.ended - self.began
+        workers = [w for w in facts.get("workers") or () if w.get("ready_at") and w.get("ended_at")]
+        return max(w["ended_at"] for w in workers) - min(w["ready_at"] for w in workers) if workers else None
 
     def _over_time(self) -> dict[str, Any]:
         """Rates by the moment rows finished; `at_s` counts from the first row's start."""

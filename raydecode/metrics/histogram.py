@@ -16,13 +16,13 @@ _LOG = math.log(GROWTH)
 
 
 class Histogram:
-    """Non-negative numbers; zero has a bucket of its own."""
+    """Non-negative numbers; zero has a bucket of its own. Of whole numbers the quantiles and bars are whole too."""
 
-    __slots__ = ("_counts", "_zeros", "largest", "n", "smallest", "squares", "total")
+    __slots__ = ("_counts", "_whole", "_zeros", "largest", "n", "smallest", "squares", "total")
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        self._zeros = 0
+        self._zeros, self._whole = 0, True
         self.n, self.total, self.squares = 0, 0.0, 0.0
         self.smallest, self.largest = math.inf, -math.inf
 
@@ -31,6 +31,7 @@ class Histogram:
             self.n += 1
             self.total += x
             self.squares += x * x
+            self._whole = self._whole and x == int(x)
             self.smallest, self.largest = min(self.smallest, x), max(self.largest, x)
             if x > 0:
                 bucket = math.floor(math.log(x) / _LOG)
@@ -58,7 +59,7 @@ class Histogram:
         for bucket in sorted(self._counts):
             seen += self._counts[bucket]
             if rank < seen:
-                return min(max(GROWTH ** (bucket + 0.5), self.smallest), self.largest)
+                return self._middle(bucket)
         return self.largest
 
     def bars(self, most: int = 24) -> list[tuple[float, float, int]]:
@@ -69,12 +70,18 @@ class Histogram:
         if low == high:
             return [(low, high, self.n)]
         width = (high - low) / most
+        if self._whole:
+            width = max(1, math.ceil((high - low + 1) / most))
+            most = math.ceil((high - low + 1) / width)
         counts = [0] * most
         counts[0] += self._zeros
         for bucket, count in self._counts.items():
-            middle = min(max(GROWTH ** (bucket + 0.5), low), high)
-            counts[min(int((middle - low) / width), most - 1)] += count
+            counts[min(int((self._middle(bucket) - low) / width), most - 1)] += count
         return [(low + i * width, low + (i + 1) * width, count) for i, count in enumerate(counts)]
+
+    def _middle(self, bucket: int) -> float:
+        middle = min(max(GROWTH ** (bucket + 0.5), self.smallest), self.largest)
+        return float(round(middle)) if self._whole else middle
 
     def to_json(self) -> dict[str, Any] | None:
         """None when empty."""
