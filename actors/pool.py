@@ -57,6 +57,11 @@ class Pool:
         for ref in ready:
             self._advance(refs[ref], ref)
 
+    @property
+    def placeless(self) -> bool:
+        """No actor has come up yet: the cluster has no room for one, or they are slow to start."""
+        return all(member.starting is not None for member in self._members.values())
+
     def kill(self, name: str, reason: str) -> None:
         """On the watchdog's order. Its stacks go into the message while it can still tell them."""
         import ray

@@ -25,6 +25,7 @@ from actors.ledger import LedgerActor, Opened, Remote
 from actors.pool import Pool
 from actors.prepare import Prepare, read_ready
 from actors.rows import EXTRA, output_columns
+from pipelines.session import cpus_of, free, ray_session, resources
 from raydecode.config import JobConfig
 from raydecode.corpus.inputs import (
     Corpus,
@@ -48,7 +49,6 @@ from raydecode.errors import JobError
 POLL_S = 0.25
 PATIENCE_S = 30.0  # after the end, for actors that still write what they hold
 RESTARTS = 3  # of the ledger, without a row committed in between
-SMALL_MACHINE_CPUS = 4
 READ_CPUS = 0.5
 
 
@@ -108,8 +108,6 @@ def run(
         return _summary(storage, began, state.rows, already_finished=True)
     corpus = _checked(job, storage, files, state)
     tell(View("starting", 0.0))
-    from pipelines.session import ray_session
-
     with ray_session() as ray:
         barren, rows = 0, state.rows
         while True:
@@ -132,13 +130,14 @@ def _attempt(
 ) -> tuple[Mapping[str, Any], Opened]:  # fmt: skip
     """One ledger's life. Raises RayActorError when it dies."""
     size = job.actors.max
-    blocks = partial(_blocks, prompt=job.prompt.section(job.input.format), ahead=size + 2 * _cpus(ray))
+    blocks = partial(_blocks, prompt=job.prompt.section(job.input.format), ahead=size + 2 * cpus_of(ray))
     actor = ray.remote(LedgerActor).options(num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0)
     handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
     ledger = Remote(handle)
     schema, owner = schema_to_text(corpus.schema), Owner.me()
     opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
-    placed, threads = _resources(ray, job)
+    placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
+    threads = job.engine.threads or threads
     worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
     shared = (_absolute(job, threads), corpus, storage.url, opened.attempt)
 
@@ -146,12 +145,13 @@ def _attempt(
         return worker.remote(name, *shared, build=_build, ledger=ledger, fetch=_fetch)
 
     pool = Pool(spawn, min(size, max(job.actors.min, opened.units)), ledger, prefix=f"{opened.attempt}.")
-    patience = 0.0
+    patience, placeless = 0.0, False
     try:
         while True:
             look = ledger("look")
             tell(View("running", time.monotonic() - began, look.progress))
             if look.progress.ended:
+                placeless = pool.placeless
                 break
             for kill in look.kills:
                 pool.kill(kill.worker, kill.reason)
@@ -164,6 +164,8 @@ def _attempt(
     finally:
         pool.close(patience)
         _end(ray, handle)
+    if placeless and look.progress.ended != "finished":
+        raise JobError(f"{look.progress.ended}\nno worker found a place: each asks for {placed}, free are {free(ray)}")
     _raise_unless_finished(storage, look.progress.ended)
     return pool.about, opened
 
@@ -245,38 +247,13 @@ def _fetch(ref: Any) -> Any:
     return ray.get(ref, timeout=60)
 
 
-# ---------------------------------------------------------------------- the cluster
-def _cpus(ray: Any) -> int:
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _resources(ray: Any, job: JobConfig) -> tuple[dict[str, float], int]:
-    """What Ray sets aside per actor, and the threads of its engine.
-
-    An actor that takes a whole CPU on a small machine leaves the readers none, and the job hangs without a word; so
-    there it takes none and shares.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = max((int(node.get("CPU", 0)) for node in nodes), default=1)
-    asked = job.actors
-    gpus = asked.num_gpus
-    if gpus is None:
-        gpus = 1.0 if job.model.source != "toy" and any(node.get("GPU") for node in nodes) else 0.0
-    per_node = max(1, -(-asked.max // max(1, len(nodes))))
-    own = asked.num_cpus
-    if own is None:
-        own = 0.0 if gpus or cpus <= SMALL_MACHINE_CPUS else float(max(1, (cpus - 1) // per_node))
-    threads = job.engine.threads or int(own) or max(1, cpus // per_node)
-    return {"num_cpus": own, "num_gpus": gpus}, threads
-
-
+# ---------------------------------------------------------------------- the end
 def _end(ray: Any, handle: Any) -> None:
     with contextlib.suppress(Exception):  # it is gone or fenced: then there is nothing to close
         ray.get(handle.close.remote(), timeout=10)
     ray.kill(handle, no_restart=True)
 
 
-# ---------------------------------------------------------------------- the end
 def _raise_if_fenced(storage: Storage, opened: Opened) -> None:
     now = replay(storage).attempt
     if now > opened.attempt:

@@ -21,6 +21,10 @@ from typing import Any
 import actors
 import pipelines
 import raydecode
+from raydecode.config import ActorsConfig
+from raydecode.errors import JobError
+
+SMALL_MACHINE_CPUS = 4
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,12 +48,24 @@ def ray_session() -> Iterator[Any]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_code())
     else:
         _find_code_here()
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        _start_local(ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start_local(ray: Any) -> None:
+    """Ray gives its own processes a fixed 30 s to come up; seen exceeded with 12 busy processes on 2 cores."""
+    for last in (False, False, True):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:
+            if last or "timed out during startup" not in str(error):
+                raise JobError(f"Ray does not start on this machine: {error}") from error
+            ray.shutdown()
 
 
 def _folders() -> list[Path]:
@@ -68,3 +84,31 @@ def _code() -> dict[str, Any]:
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         return {}
     return {"py_modules": [str(folder) for folder in _folders()]}
+
+
+def cpus_of(ray: Any) -> int:
+    """CPUs of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def free(ray: Any) -> dict[str, float]:
+    """CPUs and GPUs that nobody has taken."""
+    return {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+
+
+def resources(ray: Any, actors: ActorsConfig, *, cpu_only: bool) -> tuple[dict[str, float], int]:
+    """What Ray sets aside for each engine, and how many threads it should use.
+
+    An actor that takes a whole CPU on a small machine leaves the readers none, and the job hangs without a word; so
+    there it takes none and shares.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    per_node = max(1, -(-actors.max // max(1, len(nodes))))
+    gpus = actors.num_gpus
+    if gpus is None:
+        gpus = 1.0 if not cpu_only and any(node.get("GPU") for node in nodes) else 0.0
+    own = actors.num_cpus
+    if own is None:
+        own = 0.0 if gpus or cpus <= SMALL_MACHINE_CPUS else float(max(1, (cpus - 1) // per_node))
+    return {"num_cpus": own, "num_gpus": gpus}, int(own) or max(1, cpus // per_node)

@@ -1,0 +1,166 @@
+"""Whole jobs on one Ray: every format at once, real process deaths, resume, ends that say why. Toy engine.
+
+What needs no cluster is tested without one (tests/actors).
+"""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.generate import run
+from raydecode.corpus.log import replay
+from raydecode.corpus.storage import open_storage
+from raydecode.corpus.verify import verify
+from raydecode.errors import JobError, UserError
+from tests.actors.local import LocalJob, job_of, prompts, rows_of, write_jsonl
+
+
+def texts(job):
+    return {row["id"]: row["text"] for row in rows_of(job)}
+
+
+def test_all_formats_two_actors_an_unreadable_file_and_a_row_that_kills(ray_session, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = prompts(40)
+    rows[33]["prompt"] = "(poison)"
+    write_jsonl(folder / "a.jsonl", rows[:10])
+    pq.write_table(pa.Table.from_pylist(rows[10:20]), folder / "b.parquet")
+    (folder / "c.csv").write_text("name,prompt\n" + "".join(f"{r['name']},{r['prompt']}\n" for r in rows[20:30]))
+    write_jsonl(folder / "d.jsonl", rows[30:])
+    (folder / "e.parquet").write_bytes(b"PAR1 this is not Parquet")
+    job = job_of(
+        tmp_path,
+        str(folder),
+        engine={"slots": 4, "options": {"poison": "poison"}},
+        decoding={"ignore_eos": True},
+        output={"flush_s": 0.5},
+        actors={"min": 2, "max": 2},
+    )
+    views = []
+    summary = run(job, progress=views.append)
+    out = {row["id"]: row for row in rows_of(job)}
+    assert {f"r{i}" for i in range(40)} <= set(out)
+    assert len(out) == 41
+    failed = {id: row["error"] for id, row in out.items() if row["error"]}
+    assert failed["r33"]["type"] == "EngineDeath"
+    assert [error["stage"] for id, error in failed.items() if id != "r33"] == ["read"]
+    assert len(failed) == 2
+    assert summary.deaths >= 3
+    assert summary.rows == 41
+    assert verify(open_storage(job.output.path)).ok
+    assert [view.phase for view in views if view.phase != "running"] == ["starting", "reporting"]
+    assert set(summary.workers) >= {"1.1", "1.2"}
+
+
+def test_goes_on_where_another_run_ended_and_then_says_it_is_finished(ray_session, tmp_path):
+    job = job_of(tmp_path, prompts(60), output={"flush_s": 0.01}, engine={"options": {"step_s": 0.002}})
+    part = LocalJob(job)
+    worker = part.worker("w0")
+    worker.start()
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    while replay(open_storage(job.output.path)).rows < 10:
+        assert thread.is_alive()
+    part.ledger.drain("w0")
+    thread.join(60)
+    part.ledger.close()
+    before = replay(open_storage(job.output.path)).rows
+    first = run(job, takeover=True)
+    assert (first.rows, first.rows_before, first.already_finished) == (60, before, False)
+    again = run(job)
+    assert (again.rows, again.rows_before, again.already_finished) == (60, 60, True)
+    other = job_of(tmp_path, prompts(60), output={"path": str(tmp_path / "other")})
+    LocalJob(other).run()
+    assert texts(job) == texts(other)
+
+
+def test_end_by_error_rate_is_a_job_error(ray_session, tmp_path):
+    rows = [{**row, "prompt": "a" * 90} for row in prompts(150)]
+    job = job_of(
+        tmp_path,
+        rows,
+        engine={"options": {"context": 64}},
+        output={"flush_s": 0.01},
+        limits={"max_error_rate": 0.1},
+    )
+    with pytest.raises(JobError, match="max_error_rate"):
+        run(job)
+    assert replay(open_storage(job.output.path)).errors > 0
+
+
+def test_an_engine_that_cannot_start_says_why(ray_session, tmp_path):
+    job = job_of(tmp_path, prompts(5), engine={"options": {"no_such_option": 1}})
+    with pytest.raises(JobError, match="no_such_option"):
+        run(job)
+
+
+# ---------------------------------------------------------------------- refused before Ray is imported
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from pipelines.generate import run
+from raydecode.config import JobConfig
+from raydecode.errors import UserError
+try:
+    summary = run(JobConfig.model_validate(json.loads(Path(sys.argv[1]).read_text())))
+    print("finished" if summary.already_finished else "ran")
+except UserError as error:
+    print(error)
+assert "ray" not in sys.modules
+"""
+
+
+def without_ray(job, tmp_path, root):
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job.to_json()))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(file)], cwd=root, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_finished_job_is_answered_without_ray(tmp_path, root):
+    job = job_of(tmp_path, prompts(10))
+    LocalJob(job).run()
+    assert without_ray(job, tmp_path, root).strip() == "finished"
+
+
+def test_a_changed_job_over_an_old_output_is_refused_without_ray(tmp_path, root):
+    job = job_of(tmp_path, prompts(10))
+    LocalJob(job).run()
+    said = without_ray(job_of(tmp_path, prompts(10), decoding={"seed": 4}), tmp_path, root)
+    assert "decoding.seed: 3 -> 4" in said
+    assert "--overwrite" in said
+
+
+def test_an_output_that_cannot_be_written_is_refused_without_ray(tmp_path, root):
+    (tmp_path / "file").write_text("in the way")
+    said = without_ray(job_of(tmp_path, prompts(10), output={"path": str(tmp_path / "file" / "out")}), tmp_path, root)
+    assert "output.path" in said
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"input": {"id": "nmae"}}, "input.id"),
+        ({"prompt": {"template": "{{ promt }}"}}, "prompt"),
+        ({"input": {"path": "no/such/file.jsonl"}}, "input.path"),
+    ],
+)
+def test_wrong_columns_and_files_are_refused_by_name(tmp_path, sections, field):
+    with pytest.raises(UserError) as caught:
+        run(job_of(tmp_path, prompts(3), **sections))
+    assert field in str(caught.value)
+    assert not (tmp_path / "out" / "_log").exists()
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    with pytest.raises(UserError, match="empty"):
+        run(job_of(tmp_path, []))
