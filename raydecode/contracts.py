@@ -162,6 +162,8 @@ class Sampler(Protocol):
     """One object per method and engine; options and state of rows are columns, so a batch is one call.
 
     columns: state columns and their start value from the options (empty = stateless)
+
+    A class may also say `identity: Options`, options at which `shape` returns its input bit for bit; the law is tested.
     """
 
     needs: Needs

@@ -17,12 +17,13 @@ A plug-in that fails to import is kept with its error (`broken`): `doctor` shows
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +132,18 @@ def register(
         return cls
 
     return add
+
+
+@contextlib.contextmanager
+def guests() -> Iterator[None]:
+    """What is registered inside is forgotten at the end: for tests, and to try a method out before it has a file."""
+    for room in ROOMS:
+        _scan(room)
+    before = {room: dict(known) for room, known in _methods.items()}
+    try:
+        yield
+    finally:
+        _methods.update(before)
 
 
 def methods(room: str) -> Mapping[str, Method]:

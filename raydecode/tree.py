@@ -83,6 +83,8 @@ class TokenTree:
         n = len(self.token)
         if n == 0 or len(self.parent) != n or len(self.est) != n or self.parent[0] != -1:
             return "a tree has a root and as many parents and estimates as tokens"
+        if any(type(x) is not int for x in (*self.token, *self.parent)):
+            return "tokens and parents are plain ints"
         if any(not 0 <= p < i for i, p in enumerate(self.parent) if i):
             return "a parent comes before its children"
         if any(not 0 <= t < vocab_size for t in self.token):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raydecode.contracts import Columns, Sampler
 from raydecode.engine.rows import Row, StageRows
+from raydecode.errors import RowError
 
 SamplerOf = Callable[[str], Sampler]
 T = TypeVar("T")
@@ -75,13 +76,22 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
 
 def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, part: list[int]) -> Tensor:
     x = x_GV if len(part) == len(group) else x_GV[part]
-    return method.shape(x, _stage_rows([group[i] for i in part], stage))
+    y = method.shape(x, _stage_rows([group[i] for i in part], stage))
+    if y.shape != x.shape or y.dtype != x.dtype:
+        got, want = f"{y.dtype} {list(y.shape)}", f"{x.dtype} {list(x.shape)}"
+        name = group[0].spec.sampler[stage].name
+        raise RowError("sampler", "BadShape", f"{name} returned {got}, its input was {want}")
+    return y
 
 
 def _observe(
     method: Sampler, stage: int, group: list[Row], token_G: Tensor, own_logp_G: Tensor, part: list[int]
 ) -> Columns:
-    return method.observe(_stage_rows([group[i] for i in part], stage), token_G[part], own_logp_G[part])
+    columns = method.observe(_stage_rows([group[i] for i in part], stage), token_G[part], own_logp_G[part])
+    if set(columns) != set(method.columns) or any(column.shape != (len(part),) for column in columns.values()):
+        want = f"{', '.join(method.columns)}, each [{len(part)}]"
+        raise RowError("sampler", "BadColumns", f"{group[0].spec.sampler[stage].name} owes the columns {want}")
+    return columns
 
 
 def _stage_rows(rows: list[Row], stage: int) -> StageRows:

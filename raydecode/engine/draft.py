@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from raydecode.constraint import Constraint, compose
-from raydecode.contracts import Drafter, Monitor, RowView
+from raydecode.contracts import Drafter, Monitor, RowView, StepRecord
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
 from raydecode.request import Card
@@ -37,12 +39,21 @@ class Drafters:
             trees |= self._propose(group)
         return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
 
-    def observe(self, row: Row, record: Any) -> None:
-        """Let the row's drafter learn from what was verified."""
+    def observe(
+        self, row: Row, tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...], logits_NV: Tensor
+    ) -> None:
+        """Let the row's drafter learn from what was verified; logits_NV: of every node, reached or not."""
         assert row.spec.drafter is not None
         name = row.spec.drafter.name
         try:
-            row.drafter_state = self._of(name).observe([record], self._share(name), row.spec.drafter.options)[0]
+            drafter, top = self._of(name), {}
+            if drafter.needs.top_k:
+                nodes = range(len(tree)) if drafter.needs.top_k_nodes == "all" else path
+                k = min(drafter.needs.top_k, logits_NV.shape[1])
+                best = logits_NV[list(nodes)].topk(k).indices.tolist()
+                top = {node: tuple(ids) for node, ids in zip(nodes, best, strict=True)}
+            record = StepRecord(row.id, row.drafter_state, tree, path, emitted, top)
+            row.drafter_state = drafter.observe([record], self._share(name), row.spec.drafter.options)[0]
         except Exception:
             row.draft_failures += 1
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from raydecode import registry
 from raydecode.constraint import Pending
-from raydecode.contracts import Needs, StepRecord
+from raydecode.contracts import Needs
 from raydecode.engine.admission import fit_prompt
 from raydecode.engine.draft import Drafters
+from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
-from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.lane import Chunk, Lane, Outputs
 from raydecode.engine.rows import Row
 from raydecode.engine.walk import Methods, Visit, walk
 from raydecode.errors import Refused, RowError
@@ -77,7 +78,7 @@ class Loop:
         if chunks:
             outputs = self.lane.forward(chunks, Needs())
             walk(visits, outputs, self._methods, self.host, events)
-            self._settle(visits, events)
+            self._settle(visits, outputs, events)
             self.steps += 1
         self._expire()
         self._retire(events)
@@ -127,19 +128,29 @@ class Loop:
         refused = self.refuse(spec)
         if refused:
             raise RowError("request", "Refused", str(refused))
+        if spec.n < 1 or spec.max_tokens < 1:
+            given = f"got n = {spec.n}, max_tokens = {spec.max_tokens}"
+            raise RowError("request", "BadLimit", f"n and max_tokens are at least 1, {given}")
         ids = self.lane.encode(request.prompt)
+        size = len(self.host.token_bytes)
+        foreign = next((id for id in (*ids, *request.resume) if not 0 <= id < size), None)
+        if foreign is not None:
+            raise RowError("request", "BadToken", f"token {foreign} is not in a vocabulary of {size}")
         fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, request.overflow)
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
         ids = list(fit.cut(ids))
         if request.resume and (spec.n > 1 or len(request.resume) > fit.max_tokens):
             raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        needs = Needs(logp=spec.logprobs is not None, top_k=spec.logprobs or 0)
+        for card in spec.monitors:
+            needs |= self.method("monitors", card.name).needs
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(
                 RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens
             )
-            row.replay, row.submitted_at = request.resume, self.clock()
+            row.replay, row.needs, row.submitted_at = request.resume, needs, self.clock()
             row.leader = rows[0] if rows else None
             for card in spec.sampler:
                 columns = self.method("samplers", card.name).columns
@@ -193,7 +204,7 @@ class Loop:
         row.parked = any(isinstance(answer, Pending) for answer in asked)
         return row.parked
 
-    def _settle(self, visits: list[Visit], events: list[Event]) -> None:
+    def _settle(self, visits: list[Visit], outputs: Outputs, events: list[Event]) -> None:
         """Keep accepted paths, let drafters learn, let samples that waited fork their leader's prompt."""
         for visit in visits:
             row, path = visit.row, tuple(visit.path)
@@ -205,8 +216,8 @@ class Loop:
             row.drafted += drafted
             row.accepted += accepted
             if row.spec.drafter:
-                record = StepRecord(row.id, row.drafter_state, visit.tree, path, tuple(visit.emitted))
-                self._drafters.observe(row, record)
+                logits_NV = outputs.logits_MV[visit.base : visit.base + len(visit.tree)]
+                self._drafters.observe(row, visit.tree, path, tuple(visit.emitted), logits_NV)
             if self.stream:
                 name = row.spec.drafter.name if row.spec.drafter and drafted else None
                 events.append(StepEvent(row.id, row.t - len(path), visit.tree, path, tuple(visit.emitted), name))
@@ -283,7 +294,7 @@ class Loop:
         if not row.reason:
             if row.spec.monitors:
                 return  # a verdict may cut any number of bytes
-            end -= _held_back(row.text, row.spec.stop)
+            end = settled(row.text, row.spec.stop)
         if end > row.shown:
             events.append(TextEvent(row.id, row.text[row.shown : end]))
             row.shown = end
@@ -299,6 +310,12 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"the {engine} engine does not host {room}/{card.name}", field=f"decoding.{room}", value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
+            missing = [name for name in ("hidden", "lanes", "grad") if getattr(method.needs, name)]
+            if missing:
+                return Refused(
+                    f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
+                    field=f"decoding.{room}", value=card.name,
+                )  # fmt: skip
     return None
 
 
@@ -312,21 +329,3 @@ class _ByName(dict):
     def __missing__(self, name: str) -> Any:
         self[name] = self._make(name)
         return self[name]
-
-
-def _held_back(text: bytes, stops: tuple[bytes, ...]) -> int:
-    """Bytes at the end that may yet become a stop string or are the start of an unfinished UTF-8 character."""
-    held = 0
-    for stop in stops:
-        for n in range(min(len(stop) - 1, len(text)), held, -1):
-            if text.endswith(stop[:n]):
-                held = n
-                break
-    for back in range(1, min(4, len(text)) + 1):
-        byte = text[-back]
-        if byte >= 0xC0:
-            need = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return max(held, back) if need > back else held
-        if byte < 0x80:
-            break
-    return held

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydecode.contracts import Needs
 from raydecode.events import Fault, FinishReason
 from raydecode.request import Card, DecodingSpec, Request, RowId
 
@@ -20,6 +21,7 @@ class Row:
     context:  prompt and output ids
     limit:    most output tokens after the overflow policy
     sampler_state, monitor_state: one entry per card; the states of the text so far
+    needs:    what its monitors and `logprobs` want in token events
     leader:   the sample whose prefill this row waits to fork
     history:  int64 buffer of `context`, kept only if a sampler needs it
     """
@@ -36,6 +38,7 @@ class Row:
     drafter_state: Any = None
     slot: int = -1
     cached: int = 0
+    needs: Needs = field(default_factory=Needs)
     leader: Row | None = None
     replay: tuple[int, ...] = ()
     history: Tensor | None = None

@@ -21,6 +21,7 @@ from torch import Tensor
 from raydecode.constraint import Constraint, Pending, Stop, compose
 from raydecode.contracts import Monitor
 from raydecode.engine import chain
+from raydecode.engine.ending import first_stop
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
@@ -63,10 +64,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers)
         _refuse_empty(shaped_RV, rows)
         token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
-        forced = [mask.forced[0] if mask and mask.forced else None for mask in masks]
         for r, row in enumerate(rows):
-            if (must := forced[r]) is not None:
-                token_R[r] = must
             if row.t < len(row.replay):
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
                 token_R[r] = row.replay[row.t]
@@ -82,7 +80,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
                     token=token,
                     bytes=host.token_bytes[token],
                     kept=kept_R[r],
-                    source="sampled" if forced[r] is None else "forced",
+                    source="forced" if (mask := masks[r]) and mask.forced else "sampled",
                     **facts[r],
                 )
                 if _take(visit, event, methods, host, events):
@@ -96,6 +94,7 @@ def _constrained(
     """Rows that may go on, with their constraint. A row whose monitor waits for an answer is parked where it stands."""
     free: list[Visit] = []
     masks: list[Constraint | None] = []
+    size = len(host.token_bytes)
     for visit in visits:
         row = visit.row
         try:
@@ -103,6 +102,8 @@ def _constrained(
                 methods.monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)
             )
             constraint = compose(asked, host.eos) if row.spec.monitors else None
+            if isinstance(constraint, Constraint):
+                _check_ids(constraint, size)
         except Exception as error:
             row.fail("monitor", error)
             continue
@@ -113,6 +114,14 @@ def _constrained(
     return free, masks
 
 
+def _check_ids(mask: Constraint, size: int) -> None:
+    """Monitors are not trusted: an id outside the vocabulary would index another token, or end the batch."""
+    for name, ids in (("allowed", mask.allowed or ()), ("bias", mask.bias), ("forced", mask.forced)):
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            wrong = next(token for token in ids if not 0 <= token < size)
+            raise RowError("monitor", "BadToken", f"constraint.{name}: token {wrong} is not in a vocabulary of {size}")
+
+
 def _masked(
     raw_RV: Tensor, rows: Sequence[Row], masks: Sequence[Constraint | None], eos: frozenset[int]
 ) -> tuple[Tensor, list[float]]:
@@ -121,12 +130,12 @@ def _masked(
         return raw_RV, [0.0] * len(rows)
     x_RV, kept_R = raw_RV.clone(), [0.0] * len(rows)
     for r, mask in enumerate(masks):
-        if mask is None or mask.forced:
+        if mask is None:
             continue
-        for token, nats in mask.bias.items():
+        for token, nats in mask.bias.items() if not mask.forced else ():
             x_RV[r, token] += nats
-        if mask.allowed is not None:
-            allowed = sorted(mask.allowed)
+        if mask.allowed is not None or mask.forced:
+            allowed = [mask.forced[0]] if mask.forced else sorted(mask.allowed or ())
             if not allowed and mask.on_empty == "error":
                 rows[r].fail(
                     "monitor", RowError("monitor", "NothingAllowed", "the monitors' constraints leave no token")
@@ -147,22 +156,28 @@ def _refuse_empty(shaped_RV: Tensor, rows: Sequence[Row]) -> None:
 
 
 def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
-    """logp, top: of the raw model, for the rows that want them."""
+    """logp, top, entropy: of the raw model, for the rows that want them (`logprobs`, or a monitor's needs)."""
     facts: list[dict] = [{} for _ in rows]
-    want = [r for r, row in enumerate(rows) if row.spec.logprobs is not None and row.reason is None]
+    want = [r for r, row in enumerate(rows) if row.reason is None and (row.needs.logp or row.needs.entropy)]
     if want:
         x_WV = raw_RV[want]
         lse_W1 = x_WV.logsumexp(1, keepdim=True)
         logp_W = (x_WV.gather(1, token_R[want][:, None]) - lse_W1)[:, 0].tolist()
-        width = max(rows[r].spec.logprobs or 0 for r in want)
+        entropy_W = _entropy(x_WV, lse_W1) if any(rows[r].needs.entropy for r in want) else [None] * len(want)
+        width = min(max(rows[r].needs.top_k for r in want), x_WV.shape[1])
         top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None
         for w, r in enumerate(want):
-            k = rows[r].spec.logprobs or 0
+            k = rows[r].needs.top_k
             top = (
                 tuple(zip(top_WK.indices[w, :k].tolist(), top_WK.values[w, :k].tolist(), strict=True)) if top_WK else ()
             )
-            facts[r] = {"logp": logp_W[w], "top": top}
+            facts[r] = {"logp": logp_W[w], "top": top, "entropy": entropy_W[w] if rows[r].needs.entropy else None}
     return facts
+
+
+def _entropy(x_WV: Tensor, lse_W1: Tensor) -> list[float]:
+    """Nats. The last of a running sum, not `sum`: a row's bits then depend neither on the other rows nor on threads."""
+    return torch.special.entr((x_WV - lse_W1).exp()).double().cumsum(1)[:, -1].tolist()
 
 
 def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, events: list[Event]) -> bool:
@@ -173,8 +188,8 @@ def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, 
     row.append(token)
     visit.path.append(visit.node)
     visit.emitted.append(token)
-    if event.logp is not None:
-        row.logprobs.append((event.logp, event.top))
+    if spec.logprobs is not None and event.logp is not None:
+        row.logprobs.append((event.logp, event.top[: spec.logprobs]))
     ends = token in spec.stop_tokens or (token in host.eos and not spec.ignore_eos)
     if not ends:
         row.text += event.bytes
@@ -187,13 +202,13 @@ def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, 
         row.fail("monitor", error)
         return False
     halt = next((v for v in verdicts if isinstance(v, Stop)), None)
-    cut = _first_stop(row.text, len(event.bytes), spec.stop) if spec.stop and not ends else -1
+    cut = first_stop(row.text, len(event.bytes), spec.stop) if spec.stop and not ends else -1
     if ends:
         row.reason = "stop" if token in spec.stop_tokens else "eos"
     elif cut >= 0:
         row.reason, row.text = "stop", row.text[:cut]
     elif halt:
-        row.reason, row.text = "monitor", row.text[: len(row.text) - halt.cut_bytes]
+        row.reason, row.text = "monitor", row.text[: max(len(row.text) - halt.cut_bytes, 0)]
     elif row.t >= row.limit:
         row.reason = "length"
     if row.reason:
@@ -203,10 +218,3 @@ def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, 
         return False
     visit.node = child
     return True
-
-
-def _first_stop(text: bytes, new: int, stops: tuple[bytes, ...]) -> int:
-    """Where the first stop string that the `new` last bytes complete begins, or -1."""
-    start = max(0, len(text) - new - max(map(len, stops)) + 1)
-    found = [at for stop in stops if (at := text.find(stop, start)) >= 0]
-    return min(found, default=-1)

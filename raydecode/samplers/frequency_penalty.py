@@ -24,6 +24,7 @@ class FrequencyPenalty:
 
     needs = Needs(history=True)
     columns: StateColumns = {}
+    identity = {"value": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         shaped = x_RC.clone()

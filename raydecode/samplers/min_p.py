@@ -23,6 +23,7 @@ class MinP:
 
     needs = Needs()
     columns: StateColumns = {}
+    identity = {"p": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         cut_R = x_RC.amax(1) + rows.option("p").log()

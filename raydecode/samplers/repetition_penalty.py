@@ -24,6 +24,7 @@ class RepetitionPenalty:
 
     needs = Needs(history=True)
     columns: StateColumns = {}
+    identity = {"value": 1.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         shaped = x_RC.clone()

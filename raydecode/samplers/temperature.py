@@ -1,4 +1,4 @@
-"""Temperature: x / T. T -> 0 is greedy (taken literally at 0), T = 1 the model's own law (Ackley et al., 1985).
+"""Temperature: x / T. T -> 0 is greedy (taken so below TINY), T = 1 the model's own law (Ackley et al., 1985).
 
 Changes the distribution: yes, unless T = 1 (then bit for bit the identity). State: none. Cost: one pass over V.
 """
@@ -14,6 +14,10 @@ from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
 
 
+TINY = 1e-6
+"""Below it a gap of 1e-4 between two logits is 100 nats, and x / T may leave float32."""
+
+
 @registry.register(
     "samplers", paper="Ackley, Hinton, Sejnowski 1985", vllm=registry.Vllm(stage=20, params={"value": "temperature"})
 )
@@ -25,11 +29,12 @@ class Temperature:
 
     needs = Needs()
     columns: StateColumns = {}
+    identity = {"value": 1.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         value_R1 = rows.option("value")[:, None]
-        shaped = x_RC / value_R1.where(value_R1 > 0, value_R1.new_ones(()))
-        zero_R = value_R1[:, 0] == 0
+        zero_R = value_R1[:, 0] < TINY
+        shaped = x_RC / value_R1.where(value_R1 >= TINY, value_R1.new_ones(()))
         if zero_R.any():
             best_R1 = x_RC.argmax(1, keepdim=True)
             point = x_RC.new_full(x_RC.shape, -math.inf).scatter_(1, best_R1, x_RC.gather(1, best_R1))

@@ -23,6 +23,7 @@ class TopK:
 
     needs = Needs()
     columns: StateColumns = {}
+    identity = {"k": 1 << 20}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         k_R = rows.option("k").long().clamp(max=x_RC.shape[1])

@@ -29,6 +29,7 @@ class TopP:
 
     needs = Needs()
     columns: StateColumns = {}
+    identity = {"p": 1.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         p_R = rows.option("p").double()
