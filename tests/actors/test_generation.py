@@ -140,13 +140,13 @@ def test_a_lost_block_is_read_again(tmp_path):
 
 def test_a_block_of_another_unit_is_not_believed(tmp_path):
     job = job_of(tmp_path, prompts(30))
-    local = LocalJob(job, blocks=lambda corpus, units: swapped(local, corpus, units))
 
-    def swapped(local, corpus, units):
-        blocks = list(local.blocks(corpus, units))
-        yield from ((block, held) for (block, _), (_, held) in zip(blocks, reversed(blocks), strict=True))
+    class Swapped(LocalJob):
+        def blocks(self, corpus, units):
+            blocks = list(super().blocks(corpus, units))
+            yield from ((block, held) for (block, _), (_, held) in zip(blocks, reversed(blocks), strict=True))
 
-    local.run()
+    Swapped(job).run()
     assert sorted(texts(job)) == sorted(f"r{i}" for i in range(30))
 
 
