@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raydecode.engine.admission import fit_prompt
+from raydecode.engine.ending import settled
 from raydecode.engine.vllm.params import map_chain, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
 from raydecode.engine.vllm.start import start
@@ -153,26 +154,25 @@ class VllmEngine:
             raise RowError("request", "Refused", str(refused))
         mapped = map_chain(spec.sampler)
         ids = self._encode(request.prompt)
+        wrong = next((i for i in (*ids, *request.resume) if not 0 <= i < self.vocabulary.size), None)
+        if wrong is not None:
+            raise RowError("request", "BadToken", f"token {wrong}: ids are 0 to {self.vocabulary.size - 1}")
         fit = fit_prompt(len(ids), spec.max_tokens, self.context, request.overflow)
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
         if request.resume:
             self._check_resume(request, fit.max_tokens, mapped.greedy and not mapped.history)
-        rows = [
+        return [
             Row(
                 RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
                 row_seed(request.noise_key(sample)), request.resume, submitted_at=self.clock(),
             )
             for sample in range(spec.n)
         ]  # fmt: skip
-        return rows
 
     def _encode(self, prompt: Prompt) -> list[int]:
         match prompt:
             case Ids(ids):
-                wrong = next((i for i in ids if not 0 <= i < self.vocabulary.size), None)
-                if wrong is not None:
-                    raise RowError("request", "BadToken", f"token {wrong}: ids are 0 to {self.vocabulary.size - 1}")
                 return list(ids)
             case Text(text):
                 return self.vocabulary.encode(text)
@@ -196,7 +196,7 @@ class VllmEngine:
             for token in row.resumed:
                 if row.reason is None:
                     row.take(token, self.vocabulary.token_bytes, self.vocabulary.eos_ids, None, ())
-            row.shown = len(row.text)
+            row.shown = len(row.text) if row.reason else settled(row.text, row.spec.stop)
             if row.reason is None or (row.resumed and row.spec.logprobs is not None):
                 key = str(self._handed)
                 self._handed += 1

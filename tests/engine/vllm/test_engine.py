@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 
 from raydecode.contracts import Engine
 from raydecode.engine.vllm import VllmEngine
-from raydecode.errors import Refused
+from raydecode.errors import Refused, UserError
 from raydecode.events import Event, OutcomeEvent, StepEvent, TextEvent, TokenEvent
 from raydecode.request import Card, DecodingSpec, Ids, Messages, Prompt, Request, RowId, Text
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]  # a cold import on a busy machine takes minutes
 
 GREEDY = (Card("greedy"),)
 PARIS = Text("The capital of France is")
@@ -94,6 +95,36 @@ def test_it_is_an_engine(vllm_engine: VllmEngine) -> None:
     assert vllm_engine.dtype == "float32"
     assert vllm_engine.context == 384
     assert engine.step() == []
+
+
+def test_the_process_is_left_as_it_was(vllm_engine: VllmEngine) -> None:
+    """vLLM preloads libraries into later subprocesses and turns `torch.set_num_threads` off; both are taken back."""
+    import torch
+
+    assert "libgomp" not in os.environ.get("LD_PRELOAD", "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "says"),
+    [
+        ({"options": {"enforce_eagr": True}}, "engine.options.enforce_eagr", "nearest: enforce_eager"),
+        ({"options": {"max_num_seqs": 4}}, "engine.options.max_num_seqs", "engine.slots"),
+        ({"options": {"kv_cache_dtype": "fp9"}}, "engine", "does not start"),
+        ({"max_length": 10**6}, "engine.max_length", "nearest: 8192"),
+        ({"dtype": "float12"}, "engine.dtype", "float12"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_loads(
+    vllm_engine: VllmEngine, smollm: Path, arguments: dict, field: str, says: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        VllmEngine(smollm, **arguments)
+    assert caught.value.field == field
+    assert says in str(caught.value)
 
 
 def test_greedy_tokens_are_those_of_transformers(vllm_engine: VllmEngine, smollm: Path) -> None:
@@ -267,13 +298,14 @@ def test_a_bad_row_ends_alone(vllm_engine: VllmEngine) -> None:
     order = (Card("top_p", {"p": 0.9}), Card("temperature", {"value": 0.7}))
     seen = run(
         vllm_engine, ask("good", sampler=GREEDY), ask("refused", sampler=order), ask("token", Ids((1, 10**6))),
+        ask("resumed", sampler=GREEDY, resume=(10**6,)),
         ask("role", Messages(({"content": "no role"},))), ask("late", sampler=GREEDY, deadline_s=0.0),
     )  # fmt: skip
     errors = {row.request: outcome.error for row, outcome in seen.outcomes.items()}
     assert errors["good"] is None
     assert errors["refused"].kind == "Refused"
     assert "order that vLLM has: temperature, top_p" in errors["refused"].message
-    assert errors["token"].kind == "BadToken"
+    assert errors["token"].kind == errors["resumed"].kind == "BadToken"
     assert errors["role"].stage == "prompt"
     assert (errors["late"].stage, errors["late"].kind) == ("engine", "Deadline")
     refusal = vllm_engine.refuse(DecodingSpec(sampler=order))
