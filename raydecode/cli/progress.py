@@ -6,6 +6,7 @@ On a terminal it is redrawn; in a log it is printed every LOG_S seconds.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -16,18 +17,16 @@ from rich.table import Table
 
 from raydecode.cli.terminal import count, err, span
 
-LOG_S = 10.0
+LOG_S, WINDOW_S = 10.0, 30.0
 
 
 class Display:
     """A context manager; `show` takes the views of `pipelines.generate.run`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        from raydecode.corpus.eta import Estimate
-
-        self._clock, self._estimate = clock, Estimate()
+        self._clock = clock
         self._before: int | None = None  # rows that were there when this run began
-        self._seen = (0, 0)  # (rows, tokens) given to the estimate
+        self._marks: deque[tuple[float, int]] = deque()  # (elapsed, tokens) of the last WINDOW_S
         self._told_at = float("-inf")
         self._live = Live(console=err, refresh_per_second=4, transient=True) if err.is_terminal else None
 
@@ -58,18 +57,13 @@ class Display:
         if self._before is None:
             self._before = p.rows
         rows = p.rows - self._before + p.ready
-        self._estimate.mark(view.elapsed_s, p.generated)
-        if rows > self._seen[0]:
-            self._estimate.finished(max(p.generated - self._seen[1], 0), rows - self._seen[0])
-            self._seen = (rows, p.generated)
-        done, running = p.positions_done + p.ready_positions, max(p.in_flight - p.ready, 0)
-        rows_left = rows * (p.positions_planned - done) / done if done else 0.0
-        left = self._estimate.left(max(rows_left - running, 0.0), running, p.generated - self._seen[1])
-        total = f" of about {count(self._before + rows + rows_left)}" if done else ""
+        done = p.positions_done + p.ready_positions
+        left = rows * (p.positions_planned - done) / done if done else 0.0
+        total = f" of about {count(self._before + rows + left)}" if done else ""
         parts = [
             f"{count(self._before + rows)}{total} rows",
             f"{count(p.generated)} tokens",
-            f"{count(self._estimate.rate())} tokens/s",
+            f"{count(self._rate(view.elapsed_s, p.generated))} tokens/s",
             f"{p.workers} worker{'s' if p.workers != 1 else ''}",
         ]
         if p.errors:
@@ -78,9 +72,17 @@ class Display:
             parts.append(f"{p.deaths} engine deaths")
         if p.suspects:
             parts.append(f"{p.suspects} rows under suspicion")
-        if left:
-            parts.append(f"{span(left.seconds)} left ({span(left.low)} to {span(left.high)})")
+        if p.eta:
+            parts.append(f"{span(p.eta.seconds)} left ({span(p.eta.low)} to {span(p.eta.high)})")
         return done / p.positions_planned if p.positions_planned else 1.0, ", ".join(parts)
+
+    def _rate(self, now: float, tokens: int) -> float:
+        """Tokens per second over the last WINDOW_S."""
+        self._marks.append((now, tokens))
+        while now - self._marks[0][0] > WINDOW_S:
+            self._marks.popleft()
+        (then, before), seconds = self._marks[0], now - self._marks[0][0]
+        return (tokens - before) / seconds if seconds > 0 else 0.0
 
     @staticmethod
     def _bar(share: float | None, text: str) -> Table:

@@ -56,6 +56,7 @@ class EngineConfig(Section):
     name: Literal["auto", "torch", "vllm", "toy"] = "auto"
     """auto takes the one that can host what was asked, and says why"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the processor or GPU multiplies it natively, else float32"""
     slots: Count = 32
     """rows decoded at once by one engine"""
     max_length: Count | None = None
@@ -158,7 +159,9 @@ class ActorsConfig(Section):
     """The pool of generation actors: each holds one engine."""
 
     min: Count = 1
+    """actors to start with"""
     max: Count = 1
+    """most actors; they join and leave while the job runs"""
     num_cpus: float | None = Field(default=None, ge=0)
     """CPUs that Ray sets aside per actor; null: what the machine leaves after the readers"""
     num_gpus: float | None = Field(default=None, ge=0)
@@ -181,8 +184,13 @@ class LimitsConfig(Section):
     stall_s: Positive = 60.0
     """an engine without a token for max(stall_s, stall_steps median steps) is killed and replaced"""
     stall_steps: Positive = 20.0
+    """see stall_s"""
     idle_s: Positive = 180.0
     """no token, commit or lease anywhere for this long ends the job, naming what waits"""
+    start_s: Positive = 900.0
+    """no engine at all for this long ends the job"""
+    error_rows: Count = 100
+    """rows before max_error_rate is looked at (and at the end)"""
     barren_deaths: Count = 3
     """engine deaths without a commit between them that end the job"""
     start_failures: Count = 2
@@ -193,7 +201,9 @@ class PriceConfig(Section):
     """What an hour of one actor costs; the report then states the cost."""
 
     per_hour: float = Field(ge=0)
+    """price of one actor for an hour"""
     currency: str = "USD"
+    """written beside the amount"""
 
 
 class JobConfig(Section):

@@ -1,0 +1,129 @@
+"""Write what the documentation takes from the code: the README's table of methods, the reference of job files.
+
+python docs/generate.py            write
+python docs/generate.py --check    exit 1 when a file is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def methods_table() -> str:
+    """The table of `raydecode methods --markdown`, without methods of third parties."""
+    from raydecode.cli.methods import listed, table
+
+    return table([row for row in listed() if row["origin"].startswith("raydecode.")])
+
+
+def sections() -> str:
+    """One table per section of a job file, from the models themselves."""
+    from raydecode.config import JobConfig
+
+    out = []
+    for name, field in JobConfig.model_fields.items():
+        model = _model(field.annotation)
+        needed = " Required." if field.is_required() else ""
+        out.append(f"## {name}\n\n{_one_line(model.__doc__)}{needed}\n")
+        out.append("| key | value | default | meaning |\n|---|---|---|---|")
+        schema = model.model_json_schema()
+        for key, part in schema["properties"].items():
+            default = "required" if key in schema.get("required", ()) else f"`{_text(_default(model, key))}`"
+            meaning = _one_line(part.get("description"))
+            out.append(f"| `{key}` | {_type(part)} | {default} | {meaning} |")
+        out.append("")
+    return "\n".join(out)
+
+
+def columns() -> str:
+    """What `output.columns` may name."""
+    from raydecode.config.job import OUTPUT_COLUMNS
+
+    return "\n".join(["| column | meaning |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in OUTPUT_COLUMNS.items())])
+
+
+PARTS = {"methods": methods_table, "sections": sections, "columns": columns}
+FILES = ("README.md", "docs/configuration.md")
+
+
+def filled(text: str) -> str:
+    """The text with everything between `<!-- name -->` and `<!-- /name -->` made anew."""
+    for name, make in PARTS.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if start in text:
+            before, rest = text.split(start, 1)
+            text = f"{before}{start}\n{make().strip()}\n\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def main() -> int:
+    stale = []
+    for name in FILES:
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(("out of date: " if "--check" in sys.argv else "written: ") + ", ".join(stale))
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+def _model(annotation: Any) -> Any:
+    return next((one for one in getattr(annotation, "__args__", ()) if hasattr(one, "model_fields")), annotation)
+
+
+def _default(model: Any, key: str) -> Any:
+    field = model.model_fields[key]
+    return field.default_factory() if field.default_factory else field.default
+
+
+def _type(part: dict[str, Any]) -> str:
+    if "enum" in part:
+        return ", ".join(f"`{one}`" for one in part["enum"])
+    if part.get("title") == "name or card":
+        return "name or card"
+    if "anyOf" in part:
+        kinds = [_type(one) for one in part["anyOf"] if one.get("type") != "null"]
+        null = ", null" if len(kinds) < len(part["anyOf"]) else ""
+        return " or ".join(dict.fromkeys(kinds)) + null
+    names = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true, false",
+        "object": "mapping",
+    }
+    if part.get("type") == "array":
+        return f"list of {_type(part.get('items') or {})}".replace("list of any", "list")
+    limits = [
+        f"{sign} {part[key]:g}"
+        for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="))
+        if key in part
+    ]
+    return " ".join([names.get(part.get("type", "any"), part.get("type", "any")), ", ".join(limits)]).strip()
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    if value == {}:
+        return "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
