@@ -81,8 +81,8 @@ class Display:
         self._marks.append((now, tokens))
         while now - self._marks[0][0] > WINDOW_S:
             self._marks.popleft()
-        (then, before), seconds = self._marks[0], now - self._marks[0][0]
-        return (tokens - before) / seconds if seconds > 0 else 0.0
+        began, before = self._marks[0]
+        return (tokens - before) / (now - began) if now > began else 0.0
 
     @staticmethod
     def _bar(share: float | None, text: str) -> Table:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -25,9 +29,71 @@ def blocks(*kinds: str) -> list:
 
 
 def test_generated_parts_are_current():
-    paths = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "docs/generate.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_yaml_is_a_job_or_sections_of_one(block):
+    from raydecode.config import parse_job
+
+    data = yaml.safe_load(block["body"])
+    parse_job(block["body"] if "model" in data else yaml.safe_dump(yaml.safe_load(BASE) | data))
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_json_lines_are_json_and_their_decoding_is_valid(block):
+    from raydecode.config import parse_decoding
+
+    for line in block["body"].splitlines():
+        parse_decoding(json.loads(line).get("decoding", {}))
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_commands_exist_with_these_options(block):
+    from raydecode.cli import app
+
+    group = typer.main.get_command(app)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in block["body"].splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets
+        elif words[:1] == ["raydecode"]:
+            group.commands[words[1]].make_context(words[1], words[2:])
+        else:
+            assert words[:1] in (["cd"], ["source"]), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            assert re.match(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}$", target), f"{target}: only papers are linked to"
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text()
+    pages = {page.name for page in PAGES if page.parent.name == "docs"}
+    assert set(re.findall(r": ([a-z-]+\.md)$", text, re.MULTILINE)) == pages
+
+
+def test_the_readmes_method_works(tmp_path):
+    """Run it, put it into a chain, and compare with the definition."""
+    (block,) = (m for m in FENCE.finditer((ROOT / "README.md").read_text()) if m["mark"] == "method")
+    (tmp_path / "probability_floor.py").write_text(block["body"])
+    (tmp_path / "check.py").write_text(CHECK)
+    paths = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "check.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["registered", "equal", "refused", "bounded"]
 
@@ -76,12 +142,6 @@ while engine.busy:
 assert len(text) == 50
 print("bounded")
 """
-
-
-def _words(line: str) -> list[str]:
-    import shlex
-
-    return shlex.split(line, comments=True)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
