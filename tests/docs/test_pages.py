@@ -160,3 +160,11 @@ def test_init_writes_a_job_that_parses(tmp_path, monkeypatch):
     assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) >= 5
     assert run(["init", str(tmp_path)]) == 2, "never over existing files"
     assert run(["init", str(tmp_path), "--force"]) == 0
+
+
+def test_the_manual_builds(tmp_path):
+    """Strict: a link into nothing or a page outside the navigation is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "<table>" in (tmp_path / "configuration" / "index.html").read_text()
