@@ -157,6 +157,8 @@ def _expand(pattern: str, explicit: bool) -> Iterator[_Found]:
     try:
         if any(c in inner for c in "*?["):
             names = {n: i for n, i in fs.glob(inner, detail=True).items() if i["type"] == "file"}
+            if not inner.rpartition("/")[2].startswith("."):  # as a shell: `*` does not match a leading dot
+                names = {n: i for n, i in names.items() if not n.rpartition("/")[2].startswith(".")}
         elif fs.isdir(inner):
             every = {n: i for n, i in fs.find(inner, detail=True).items() if not _hidden(n[len(inner) :])}
             names = {n: i for n, i in every.items() if explicit or format_of(n)}

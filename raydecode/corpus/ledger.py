@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from raydecode.corpus.eta import Estimate, Eta
 from raydecode.corpus.hunt import Hunt
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.log import HEARTBEAT_S, Fenced, Log
@@ -68,7 +69,7 @@ _ASK_AGAIN_S = 5.0  # a worker that was asked to give rows back has this long to
 class _Worker:
     assigned: Cover = field(default_factory=Cover)  # with the worker, not committed
     condemned: set[Span] = field(default_factory=set)
-    slots: set[Span] = field(default_factory=set)
+    slots: dict[Span, float] = field(default_factory=dict)  # row -> when it started
     ready: set[Span] = field(default_factory=set)  # finished, not committed
     ticket: int = -1
     reply: Reply | None = None
@@ -117,6 +118,7 @@ class Ledger:
         self._starving: set[str] = set()
         self._lease = 0
         self._generated = 0
+        self._estimate = Estimate(self._limits.max_tokens)
         self._barren: list[str] = []
         self._start_failures: list[str] = []
         self._beat_at = float("-inf")
@@ -173,17 +175,20 @@ class Ledger:
         the ledger does not know is blamed on nobody, and three such deaths end the job."""
         me = self._alive(worker)
         if me is not None:
-            me.slots.update(row for row in rows if me.assigned.covers(row) and row not in me.ready)
+            now = me.progress_at = self._clock()
+            me.slots |= {row: now for row in rows if me.assigned.covers(row) and row not in me.ready | me.slots.keys()}
             me.peak = max(me.peak, len(me.slots))
-            me.progress_at = self._clock()
 
-    def finished(self, worker: str, rows: Iterable[Span]) -> None:
-        """Rows left their slots and wait in the worker's buffer."""
+    def finished(self, worker: str, rows: Iterable[Span], tokens: Iterable[int] = ()) -> None:
+        """Rows left their slots and wait in the worker's buffer. tokens: the length of each, for the ETA."""
         me = self._alive(worker)
         if me is not None:
             rows = [row for row in rows if me.assigned.covers(row)]
-            me.slots.difference_update(rows)
+            for row in rows:
+                me.slots.pop(row, None)
             me.ready.update(rows)
+            for length in tokens:
+                self._estimate.finished(length)
             me.progress_at = self._clock()
 
     def beat(self, worker: str, tokens: int, waiting: int, step_s: float | None = None) -> Orders:
@@ -272,7 +277,7 @@ class Ledger:
         rerun = len(me.slots) + len(me.ready)
         if cause not in BLAMING:
             self._hunt.put_back(worker)
-        elif self._hunt.died(worker, me.slots - me.condemned):
+        elif self._hunt.died(worker, me.slots.keys() - me.condemned):
             self._count_barren(f"{worker}: {message or cause}")
         self._bury(worker, me)
         self._active_at = self._clock()
@@ -298,6 +303,7 @@ class Ledger:
         now = self._clock()
         if self._ended is not None:
             return [End(self._ended)]
+        self._estimate.mark(now, self._generated)
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
             self._append(lambda: self.log.beat(self._in_flight()))
@@ -336,6 +342,7 @@ class Ledger:
             ready=sum(len(me.ready) for me in self._workers.values()),
             ready_positions=sum(row.size for me in self._workers.values() for row in me.ready),
             generated=self._generated,
+            eta=self._eta(),
         )
 
     # decisions
@@ -416,7 +423,7 @@ class Ledger:
             me.assigned.remove(span)
         self._left -= cover.size
         done = self.log.state.done
-        me.slots = {row for row in me.slots if not done.covers(row)}
+        me.slots = {row: at for row, at in me.slots.items() if not done.covers(row)}
         me.ready = {row for row in me.ready if not done.covers(row)}
         me.condemned = {row for row in me.condemned if not done.covers(row)}
         self._hunt.committed(worker, done)
@@ -433,7 +440,7 @@ class Ledger:
             for span in part.cover.intersect(me.assigned).spans():
                 me.assigned.remove(span)
                 self._pool.append(span)
-        me.slots = {row for row in me.slots if me.assigned.covers(row)}
+        me.slots = {row: at for row, at in me.slots.items() if me.assigned.covers(row)}
         me.ready = {row for row in me.ready if me.assigned.covers(row)}
 
     def _bury(self, worker: str, me: _Worker) -> None:
@@ -499,6 +506,17 @@ class Ledger:
     def _end(self, reason: str) -> None:
         self._ended = self._ended or reason
 
+    def _eta(self) -> Eta | None:
+        now, held = self._clock(), 0
+        ages: list[int] = []
+        for me in self._workers.values():
+            step = statistics.median(me.step_s) if me.step_s else 0.0
+            ages += [int((now - at) / step) if step > 0 else 0 for at in me.slots.values()]
+            held += len(me.slots) + len(me.ready)
+        done = self.log.state.done.size
+        per_row = done / self.log.state.rows if self.log.state.rows else 1.0  # bytes, for lines
+        return self._estimate.left(max(0.0, self._left / max(per_row, 1e-9) - held), ages)
+
     def _in_flight(self) -> int:
         return sum(len(me.slots) + len(me.ready) for me in self._workers.values())
 
@@ -513,4 +531,3 @@ class Ledger:
     def _alive(self, name: str) -> _Worker | None:
         """The worker, or None when it is gone (its late messages count for nothing)."""
         return self._workers.get(name)
-

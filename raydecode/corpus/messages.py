@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raydecode.corpus.eta import Eta
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.rows import RowFault
 
@@ -106,6 +107,7 @@ class Limits:
     start_s: float = 900.0  # no worker at all for this long: the job ends
     barren_deaths: int = 3  # deaths without a commit between, outside a hunt
     start_failures: int = 2
+    max_tokens: int | None = None  # of the job, for the ETA
     queue: int = 4  # offered blocks held (or one per worker, if that is more)
     error_rows: int = 100  # rows before max_error_rate is looked at (and at the end)
 
@@ -129,3 +131,4 @@ class Progress:
     ready: int = 0  # rows finished, not committed
     ready_positions: int = 0
     generated: int = 0  # tokens of all workers since this run began, as their beats say
+    eta: Eta | None = None  # None until rows finish

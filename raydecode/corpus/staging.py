@@ -165,7 +165,7 @@ class _Forward(io.RawIOBase):
     """A stream that is read from its start once: the only seek that `lines_in` asks for is to 0."""
 
     def __init__(self, source: Any) -> None:
-        self._source = source
+        self._read = getattr(source, "read1", source.read)  # `read` of a truncated file drops what it had unpacked
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset or whence:
@@ -173,4 +173,4 @@ class _Forward(io.RawIOBase):
         return 0
 
     def read(self, size: int = -1) -> bytes:
-        return self._source.read(size)
+        return self._read(size)

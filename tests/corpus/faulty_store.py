@@ -6,6 +6,7 @@ lost, puts that arrive later (after other calls), listings that miss keys, and a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import threading
@@ -18,8 +19,15 @@ class FaultyStore(AbstractFileSystem):
     protocol = "faulty"
     cachable = False
 
-    def __init__(self, seed: int = 0, fail: float = 0.0, lose: float = 0.0, late: float = 0.0, partial: float = 0.0,
-                 conditional: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        fail: float = 0.0,
+        lose: float = 0.0,
+        late: float = 0.0,
+        partial: float = 0.0,
+        conditional: bool = True,
+    ) -> None:
         super().__init__()
         self.objects: dict[str, bytes] = {}
         self.rng = random.Random(seed)
@@ -68,10 +76,8 @@ class FaultyStore(AbstractFileSystem):
             self.objects[path] = bytes(value)
 
         def late():
-            try:
+            with contextlib.suppress(OSError):
                 put()
-            except OSError:
-                pass
 
         if mode == "create":
             self._act("create", path, put, put=False)

@@ -82,7 +82,11 @@ class Simulation:
         n = len(self.world.rows)
         self.log = open_log(self.storage, inputs=[InputFile(0, "in", "parquet", 1, "s", n)], now=lambda: self.now)
         missing = self.log.state.done.missing(Span(0, 0, n))
-        planned = [Span(0, a, min(a + self.world.unit, m.stop)) for m in missing for a in range(m.start, m.stop, self.world.unit)]
+        planned = [
+            Span(0, a, min(a + self.world.unit, m.stop))
+            for m in missing
+            for a in range(m.start, m.stop, self.world.unit)
+        ]
         self.ledger = Ledger(self.log, planned, lambda: self.now, self.world.limits)
         self.feed = deque(planned)
         self.workers: dict[str, Worker] = {}
@@ -247,8 +251,19 @@ class Simulation:
             return
         errors = sum(kind == "error" for kind in outcome.values())
         self.names += 1
-        part = PartMeta(f"part-{self.log.attempt:06d}-{self.names:06d}.parquet", self.log.attempt, len(rows), len(rows), len(rows),
-                        len(rows), errors, 1, "", "", Cover(Span(0, row, row + 1) for row in rows))
+        part = PartMeta(
+            f"part-{self.log.attempt:06d}-{self.names:06d}.parquet",
+            self.log.attempt,
+            len(rows),
+            len(rows),
+            len(rows),
+            len(rows),
+            errors,
+            1,
+            "",
+            "",
+            Cover(Span(0, row, row + 1) for row in rows),
+        )
         for source, _ in part.moves():
             self.storage.write(source, b"x")
         answer = self.ledger.commit(me.name, [part])

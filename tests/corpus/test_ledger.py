@@ -40,8 +40,13 @@ def finish(world, seed):
 def test_quiet_schedules():
     for seed in range(300):
         rng = random.Random(seed)
-        world = World(lengths(rng, rng.randint(1, 120), heavy=True), slots=rng.randint(1, 8), workers=rng.randint(1, 4),
-                      unit=rng.randint(1, 20), delay=rng.choice([0, 1, 5]))
+        world = World(
+            lengths(rng, rng.randint(1, 120), heavy=True),
+            slots=rng.randint(1, 8),
+            workers=rng.randint(1, 4),
+            unit=rng.randint(1, 20),
+            delay=rng.choice([0, 1, 5]),
+        )
         simulation = finish(world, seed)
         assert simulation.runs == len(world.rows), "a row ran twice without a death"
 
@@ -88,7 +93,9 @@ def test_one_killer_costs_logarithmically_many_deaths():
     for slots in (1, 2, 4, 8, 16, 32):
         for seed in range(20):
             rng = random.Random(seed)
-            world = World([20] * 96, slots=slots, workers=1, unit=16, poison=frozenset([rng.randrange(96)]), poison_at_once=True)
+            world = World(
+                [20] * 96, slots=slots, workers=1, unit=16, poison=frozenset([rng.randrange(96)]), poison_at_once=True
+            )
             simulation = finish(world, seed)
             assert simulation.deaths <= 3 + math.ceil(math.log2(slots)), (slots, simulation.deaths)
 
@@ -164,7 +171,9 @@ class Clock:
 
 def ledger(n=8, unit=4, limits=None, storage=None, **options):
     clock = Clock()
-    log = open_log(storage or LocalStorage("/out", PowerLossDisk()), inputs=[InputFile(0, "in", "parquet", 1, "s", n)], now=clock)
+    log = open_log(
+        storage or LocalStorage("/out", PowerLossDisk()), inputs=[InputFile(0, "in", "parquet", 1, "s", n)], now=clock
+    )
     planned = [Span(0, a, min(a + unit, n)) for a in range(0, n, unit)]
     return Ledger(log, planned, clock, limits or Limits(), **options), clock
 
@@ -174,7 +183,19 @@ def rows(*keys):
 
 
 def part(ledger, *keys, name="p", errors=0, weight=None):
-    meta = PartMeta(f"part-{name}-{keys[0]}.parquet", ledger.log.attempt, len(keys), len(keys), 0, weight or len(keys), errors, 1, "", "", Cover(rows(*keys)))
+    meta = PartMeta(
+        f"part-{name}-{keys[0]}.parquet",
+        ledger.log.attempt,
+        len(keys),
+        len(keys),
+        0,
+        weight or len(keys),
+        errors,
+        1,
+        "",
+        "",
+        Cover(rows(*keys)),
+    )
     for source, _ in meta.moves():
         ledger.log.storage.write(source, b"x")
     return meta
@@ -393,6 +414,23 @@ def test_end_is_recorded_once_with_its_summary():
     assert again.log.state.next == records + 1  # its attempt, nothing more
 
 
+def test_eta_counts_rows_that_wait_and_rows_that_run():
+    one, clock = ledger(n=40, unit=40, limits=Limits(max_tokens=20))
+    one.offer("r", Span(0, 0, 40))
+    one.next("a", 1)
+    one.started("a", rows(0, 1, 2, 3))
+    assert one.progress().eta is None
+    for second in range(1, 11):
+        clock.now = float(second)
+        one.beat("a", 4 * second, 36, step_s=1.0)
+        one.tick()
+    one.finished("a", rows(0, 1, 2, 3), [10] * 4)
+    one.started("a", rows(4, 5, 6, 7))
+    eta = one.progress().eta
+    assert eta.low < 90 < eta.high  # 36 rows of 10 tokens, four at a time
+    assert eta.seconds == pytest.approx(95, rel=0.05)
+
+
 def test_drained_worker_leaves_its_rows():
     one, _ = ledger()
     one.offer("r", Span(0, 0, 4))
@@ -413,3 +451,33 @@ def test_gap_cover_without_rows_is_committed():
     assert one.commit("a", [gap]) == Committed()
     assert one.progress().ended == "finished"
     assert one.commit("a", [gap]) == Committed()
+
+
+def test_broken_twins_fail_the_simulation():
+    """A simulation that cannot fail proves nothing."""
+
+    class Forgetful(Ledger):
+        def on_death(self, worker, cause, message=""):
+            if worker in self._workers:
+                self._workers[worker].assigned = Cover()
+            super().on_death(worker, cause, message)
+
+    class Generous(Ledger):
+        def _decide(self, worker, me):
+            reply = super()._decide(worker, me)
+            if isinstance(reply, Lease) and reply.fault is None and len(reply.todo) == 1 and reply.todo[0].size > 1:
+                self._pool.append(reply.todo[0])
+            return reply
+
+    for twin in (Forgetful, Generous):
+        caught = 0
+        for seed in range(20):
+            simulation = Simulation(World([3] * 40, workers=2, death=0.05), seed)
+            simulation.ledger = twin(
+                simulation.log, simulation.ledger._planned, lambda s=simulation: s.now, Limits(idle_s=300)
+            )
+            try:
+                caught += simulation.run() != "finished"
+            except AssertionError:
+                caught += 1
+        assert caught >= 15, twin

@@ -411,6 +411,18 @@ def test_a_lost_committed_part_is_named(tmp_path):
 
 def test_part_meta_is_small():
     cover = Cover([Span(0, 0, 10_000)])
-    part = PartMeta("part-000001-" + "a" * 32 + ".parquet", 1, 10_000, 10_000, 640_000, 10_000, 0, 1 << 20, "f" * 64, "e" * 64, cover)
+    part = PartMeta(
+        "part-000001-" + "a" * 32 + ".parquet",
+        1,
+        10_000,
+        10_000,
+        640_000,
+        10_000,
+        0,
+        1 << 20,
+        "f" * 64,
+        "e" * 64,
+        cover,
+    )
     assert len(json.dumps(part.to_json())) < 420
     assert PartMeta.from_json(json.loads(json.dumps(part.to_json()))) == part

@@ -7,14 +7,12 @@ import socket
 
 import pytest
 
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-
-import s3fs
-
 from raydecode.corpus.log import Fenced, finished
 from raydecode.corpus.storage import FsspecStorage, prepare
 from tests.corpus.small_job import INPUTS, JOB, check_complete, check_visible, open_log, run, write
+
+s3fs = pytest.importorskip("s3fs")
+moto_server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,11 @@ def endpoint():
 @pytest.fixture
 def storage(endpoint, request):
     fs = s3fs.S3FileSystem(
-        key="test", secret="test", endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True,
+        key="test",
+        secret="test",
+        endpoint_url=endpoint,
+        use_listings_cache=False,
+        skip_instance_cache=True,
         client_kwargs={"region_name": "eu-west-1"},
     )
     bucket = request.node.name.replace("_", "-")
