@@ -36,7 +36,8 @@ test-slow: .installed-dev  ## the tests that take minutes
 chaos: .installed-dev  ## the long kill storm
 	@$(BIN)/pytest -m chaos --timeout=7200 $(ARGS)
 
-docs: .installed-dev  ## build the manual into site/
+docs: .installed-dev  ## refresh what the docs take from the code, build the manual into site/
+	@$(BIN)/python docs/generate.py
 	@$(BIN)/mkdocs build --strict
 
 bench: .installed-dev  ## throughput against raw vLLM, ray.data.llm and transformers
