@@ -324,6 +324,11 @@ class Ledger:
             self._end(self._stalled(quiet))
         return out if self._ended is None else [*out, End(self._ended)]
 
+    @property
+    def ended(self) -> str | None:
+        """ "finished", the cause of the end, or None while the job runs."""
+        return self._ended
+
     def progress(self) -> Progress:
         state = self.log.state
         return Progress(

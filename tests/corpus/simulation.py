@@ -102,7 +102,7 @@ class Simulation:
                 self.disk.crash(self.rng.choice(["kept", "lost", "mixed"]), self.rng)
                 self.start()
             self.tick()
-            ended = self.ledger.progress().ended
+            ended = self.ledger.ended
             if ended is not None:
                 return ended
         raise AssertionError(f"no end after {self.now} ticks: {self.ledger.progress()}")

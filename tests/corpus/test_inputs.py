@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import random
+import tempfile
 from itertools import pairwise
 
 import fsspec
@@ -17,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydecode.corpus import ids, inputs
+from raydecode.corpus import ids, reading
 from raydecode.corpus.discover import discover
 from raydecode.corpus.inputs import (
     group_reads,
@@ -251,7 +253,7 @@ def test_file_that_vanishes_is_one_error_row_per_unit_at_its_size(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"q": f"{i}"} for i in range(100)])
     corpus = corpus_of(path, tmp_path)
     os.remove(path)
-    inputs._occurrences.cache_clear()
+    reading._occurrences.cache_clear()
     units = plan_units(corpus, Cover(), block_rows=25)
     blocks = [block for _, block in read_units(corpus, units)]
     errors = [e for block in blocks for e in block_errors(block)]
@@ -350,6 +352,35 @@ def test_reserved_and_dictionary_columns(tmp_path):
     ]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_resume_reads_exactly_the_rows_that_are_missing(data):
+    """Any set of rows is done, however the file was cut before and is cut now: the others come, ids unchanged."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        lines = data.draw(
+            st.lists(st.sampled_from(["", "  ", '{"q": 1}', '{"q": 2}', "{bad", '{"q": 12345678}']), min_size=1)
+        )
+        (folder / "a.jsonl").write_text("\n".join(['{"q": 0}', *lines]))
+        corpus = corpus_of(folder / "a.jsonl", folder)
+        first = read_all(corpus, block_rows_=data.draw(st.integers(1, 9)))
+        names = dict(zip(first["_key"].to_pylist(), first["_id"].to_pylist(), strict=True))
+        done = Cover(span for span in block_spans(first) if data.draw(st.booleans()))
+        if data.draw(st.booleans()):  # gaps of finished units were committed, too
+            gaps = Cover([corpus.files[0].span]).subtract(Cover(block_spans(first)))
+            done.update(gaps)
+        units = plan_units(corpus, done, block_rows=data.draw(st.integers(1, 9)))
+        again: dict[int, str] = {}
+        cover = done.copy()
+        for unit in units:
+            block = read_unit(corpus, unit)
+            for span, row in zip(block_spans(block), block["_id"].to_pylist(), strict=True):
+                assert not cover.overlaps(span)
+                cover.add(span)
+                again[span.start] = row
+        assert again == {key: row for key, row in names.items() if not done.overlaps(Span(0, key, key + 1))}
+
+
 # ids
 
 
@@ -366,7 +397,7 @@ def test_content_ids_do_not_depend_on_sharding_order_or_format(tmp_path, monkeyp
     for block in (3, 50, 1000):
         for small in (1 << 20, 0):  # counted on opening; by a pass of its own
             monkeypatch.setattr(ids, "SMALL", small)
-            inputs._occurrences.cache_clear()
+            reading._occurrences.cache_clear()
             folder = tmp_path / f"{block}-{small}"
             folder.mkdir()
             table = read_all(corpus_of(write_lines(folder / "a.jsonl", rows), folder), block_rows_=block)
