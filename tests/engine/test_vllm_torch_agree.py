@@ -24,6 +24,9 @@ from raydecode.request import Card, DecodingSpec, Messages, Request
 pytestmark = pytest.mark.real_model
 
 PROMPTS, TOKENS, LENGTH, SLOTS = 24, 24, 384, 8
+HALF_PROMPTS = 12
+"""Fewer in bfloat16: 7 times slower than float32 on a processor without its instructions."""
+
 NEAR = 0.5
 """nats"""
 
@@ -45,10 +48,10 @@ class Difference:
     gap: float
 
 
-def requests(root: Path, *, top: int) -> Iterator[Request]:
-    spec = DecodingSpec(max_tokens=TOKENS, sampler=(Card("greedy"),), logprobs=top)
+def requests(root: Path, count: int) -> Iterator[Request]:
+    spec = DecodingSpec(max_tokens=TOKENS, sampler=(Card("greedy"),), logprobs=5)
     lines = (root / "configs/data/quickstart.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in map(json.loads, lines[:PROMPTS]):
+    for record in map(json.loads, lines[:count]):
         prompt = Messages(({"role": "user", "content": record["prompt"]},))
         yield Request(record["id"], record["id"], prompt, spec, overflow="cut_left")
 
@@ -91,7 +94,7 @@ def differences(ours: dict[str, Decoded], theirs: dict[str, Decoded]) -> list[Di
 def test_float32_tokens_are_identical(vllm_engine: VllmEngine, smollm: Path, root: Path) -> None:
     from raydecode.engine.torch import TorchEngine
 
-    asked = list(requests(root, top=5))
+    asked = list(requests(root, PROMPTS))
     ours = decode(TorchEngine(smollm, dtype="float32", slots=SLOTS, max_length=LENGTH), asked)
     theirs = decode(vllm_engine, asked)
     assert len(ours) == len(theirs) == PROMPTS
@@ -106,20 +109,20 @@ def test_float32_tokens_are_identical(vllm_engine: VllmEngine, smollm: Path, roo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_bfloat16_parts_at_near_ties_only(smollm: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from raydecode.engine.torch import TorchEngine
 
     reason = available()
     if reason:
         pytest.skip(reason)
-    asked = list(requests(root, top=5))
+    asked = list(requests(root, HALF_PROMPTS))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         theirs = pool.submit(decode_on_vllm, smollm, "bfloat16", asked).result()
     ours = decode(TorchEngine(smollm, dtype="bfloat16", slots=SLOTS, max_length=LENGTH), asked)
     found = differences(ours, theirs)
     with capsys.disabled():
-        print(f"\nbfloat16, {PROMPTS} rows: {PROMPTS - len(found)} identical")
+        print(f"\nbfloat16, {len(ours)} rows: {len(ours) - len(found)} identical")
         for difference in found:
             print(f"  {difference.id}: parts at token {difference.t}, gap {difference.gap:.3f} nats")
     assert all(difference.gap <= NEAR for difference in found), found

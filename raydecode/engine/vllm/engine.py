@@ -79,6 +79,9 @@ class VllmEngine:
             threads=threads,
             options=given,
         )
+        from vllm.exceptions import VLLMClientError
+
+        self._rejections = (VLLMClientError, ValueError, TypeError)
         self.dtype = str(self._vllm.model_config.dtype).removeprefix("torch.")
         self._waiting: deque[Row] = deque()
         self._running: dict[str, Row] = {}
@@ -204,7 +207,7 @@ class VllmEngine:
                     self._vllm.add_request(key, _prompt(row), self._params(row))
                     self._running[key] = row
                     continue
-                except ValueError as error:  # VLLMValidationError is one: this request only
+                except self._rejections as error:  # this request only
                     row.fail("engine", type(error).__name__, str(error))
             events.append(row.outcome(self.clock()))
 

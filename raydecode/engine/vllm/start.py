@@ -99,6 +99,7 @@ def start(
             if cpu and options.get("enforce_eager", True):
                 type(current_platform).simple_compile_backend = "eager"  # before the modules that read it
             from vllm import EngineArgs, LLMEngine
+            from vllm.exceptions import VLLMError
         except Exception as error:
             message = f"vLLM is installed but cannot be imported: {type(error).__name__}: {error}"
             raise UserError(message, field="engine.name", value="vllm", hint=f"{EXTRAS}; or engine torch") from error
@@ -125,7 +126,7 @@ def start(
                 torch.set_num_threads(threads)
         try:
             return LLMEngine.from_engine_args(EngineArgs(**{**arguments, **options}))
-        except (ValueError, TypeError) as error:  # vLLM's and pydantic's errors about arguments are ValueErrors
+        except (VLLMError, ValueError, TypeError) as error:  # pydantic's errors about arguments are ValueErrors
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
                 f"vLLM does not start: {' '.join(text[:3])}", field="engine", hint="see engine.options"

@@ -298,7 +298,7 @@ def test_a_bad_row_ends_alone(vllm_engine: VllmEngine) -> None:
     order = (Card("top_p", {"p": 0.9}), Card("temperature", {"value": 0.7}))
     seen = run(
         vllm_engine, ask("good", sampler=GREEDY), ask("refused", sampler=order), ask("token", Ids((1, 10**6))),
-        ask("resumed", sampler=GREEDY, resume=(10**6,)),
+        ask("resumed", sampler=GREEDY, resume=(10**6,)), ask("wide", sampler=GREEDY, logprobs=10**6),
         ask("role", Messages(({"content": "no role"},))), ask("late", sampler=GREEDY, deadline_s=0.0),
     )  # fmt: skip
     errors = {row.request: outcome.error for row, outcome in seen.outcomes.items()}
@@ -306,6 +306,7 @@ def test_a_bad_row_ends_alone(vllm_engine: VllmEngine) -> None:
     assert errors["refused"].kind == "Refused"
     assert "order that vLLM has: temperature, top_p" in errors["refused"].message
     assert errors["token"].kind == errors["resumed"].kind == "BadToken"
+    assert (errors["wide"].stage, errors["wide"].kind) == ("engine", "VLLMValidationError")
     assert errors["role"].stage == "prompt"
     assert (errors["late"].stage, errors["late"].kind) == ("engine", "Deadline")
     refusal = vllm_engine.refuse(DecodingSpec(sampler=order))
