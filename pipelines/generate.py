@@ -115,6 +115,8 @@ def run(
                 workers, opened = _attempt(ray, job, storage, corpus, began, tell, takeover, overwrite)
                 break
             except ray.exceptions.RayActorError as error:  # the ledger died; the log knows everything it knew
+                if error.actor_init_failed:
+                    raise JobError(f"the ledger does not start: {error}") from error
                 now = replay(storage)
                 barren, rows = (0 if now.rows > rows else barren + 1), now.rows
                 if barren >= RESTARTS:

@@ -33,7 +33,7 @@ def job_of(folder: Path, rows: list[dict] | str, **sections) -> JobConfig:
     path = rows if isinstance(rows, str) else write_jsonl(folder / "in.jsonl", rows)
     job = {
         "model": "toy",
-        "engine": {"name": "toy", "slots": 4},
+        "engine": {"name": "toy", "dtype": "float32", "slots": 4},
         "input": {"path": path, "id": "name"},
         "decoding": {"max_tokens": 12, "seed": 3},
         "output": {"path": str(folder / "out")},
