@@ -7,8 +7,9 @@ Legend of the result (`figures.json` in the report): counts are rows or tokens, 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -33,14 +34,16 @@ def measure(tables: Iterable[pa.Table], facts: Mapping[str, Any]) -> dict[str, A
     facts: job, engine, notes, versions, attempts, rows_rerun, deaths, spans [[start, end], ...] (Unix seconds, one per
            attempt), workers [{worker, started_at, ready_at, ended_at}], plan; each may be missing
     """
-    fold = _Fold()
+    fold = _Fold(facts.get("spans") or ())
     for table in tables:
         fold.add(table)
     return fold.result(facts)
 
 
 class _Fold:
-    def __init__(self) -> None:
+    def __init__(self, spans: Sequence[Sequence[float]]) -> None:
+        self.starts = [span[0] for span in spans]
+        self.active: dict[int, list[float]] = {}  # attempt -> first start, last end of its rows
         self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = self.drafted = self.accepted = (
             self.forwards
         ) = 0
@@ -51,7 +54,7 @@ class _Fold:
         self.kinds: dict[tuple[str, str], dict[str, Any]] = {}
         self.first: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
-        self.began, self.ended = math.inf, -math.inf
+        self.began = math.inf
 
     def add(self, table: pa.Table) -> None:
         columns = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
@@ -85,7 +88,9 @@ class _Fold:
             self.token_rate.add(at, tokens or 0)
             self.row_rate.add(at, 1)
             began = at - (took or 0.0)
-            self.began, self.ended = min(self.began, began), max(self.ended, at)
+            self.began = min(self.began, began)
+            span = self.active.setdefault(bisect_right(self.starts, at), [began, at])
+            span[:] = min(span[0], began), max(span[1], at)
             if worker is not None:
                 mine["began"], mine["ended"] = min(mine["began"], began), max(mine["ended"], at)
 
@@ -156,11 +161,10 @@ class _Fold:
         return figures
 
     def _generating(self, facts: Mapping[str, Any]) -> float | None:
-        """Seconds from the first start to the last end of a row, or while workers were ready; None after restarts."""
-        if facts.get("attempts", 1) != 1:
-            return None
-        if self.ended > self.began:
-            return self.ended - self.began
+        """Seconds from the first start to the last end of a row, over all attempts; else while workers were ready."""
+        seconds = sum(end - start for start, end in self.active.values())
+        if seconds > 0 or facts.get("attempts", 1) != 1:
+            return seconds or None
         workers = [w for w in facts.get("workers") or () if w.get("ready_at") and w.get("ended_at")]
         return max(w["ended_at"] for w in workers) - min(w["ready_at"] for w in workers) if workers else None
 

@@ -68,6 +68,12 @@ def test_samples_of_one_row_are_one_row():
     assert (figures["rows"], figures["samples"], figures["prompt_tokens"]) == (1, 2, 5)
 
 
+def test_the_pause_between_two_attempts_does_not_count():
+    before, after = part(0, 10), part(10_000, 10)
+    figures = measure([before, after], {"spans": [[990, 1005], [1990, 2010]], "attempts": 2})
+    assert figures["generating_s"] == pytest.approx(2 * (0.9 + 1.0))
+
+
 def test_nothing_at_all():
     figures = measure([], {})
     assert figures["rows"] == 0
