@@ -119,6 +119,16 @@ class GenerationActor:
             self._leaving = True
             self._report.set()
 
+    def facts(self) -> dict[str, Any]:
+        """What the engine did; asked when it has left."""
+        first, last = self._engine.span or (None, None)
+        return {
+            "steps": self._engine.steps,
+            "tokens": self._engine.tokens,
+            "first_step_at": first,
+            "last_step_at": last,
+        }
+
     def stacks(self) -> str:
         """What every thread is doing, for the message of a watchdog's kill."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -7,6 +7,7 @@ own, and a death is told to the ledger before a replacement starts.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from actors.ledger import Call
 from raydecode.corpus.messages import Cause
 from raydecode.errors import JobError, UserError
 
-STACKS_S = 5.0
+ANSWER_S = 5.0
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Pool:
         if member is None:
             return
         try:
-            stacks = ray.get(member.handle.stacks.remote(), timeout=STACKS_S)
+            stacks = ray.get(member.handle.stacks.remote(), timeout=ANSWER_S)
         except Exception as error:
             stacks = f"(no stacks: {type(error).__name__})"
         print(f"worker {name}: {reason}\n{stacks}", file=sys.stderr)
@@ -80,11 +81,19 @@ class Pool:
         """Let the actors commit and leave, then end those that did not."""
         import ray
 
-        refs = [member.running for member in self._members.values() if member.starting is None]
-        if refs and patience_s > 0:
-            ray.wait(refs, num_returns=len(refs), timeout=patience_s)
+        running = {member.running: member for member in self._members.values() if member.starting is None}
+        if running and patience_s > 0:
+            left, _ = ray.wait(list(running), num_returns=len(running), timeout=patience_s)
+            for ref in left:
+                self._ask_facts(running[ref])
         for member in list(self._members.values()):
             self._remove(member)
+
+    def _ask_facts(self, member: _Member) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.about[member.name] |= ray.get(member.handle.facts.remote(), timeout=ANSWER_S)
 
     def _remove(self, member: _Member) -> None:
         import ray
@@ -112,6 +121,7 @@ class Pool:
             self.about[member.name] |= {**answer, "ready_at": time.time()}
             member.starting, member.running = None, member.handle.run.remote()
         else:  # it left in peace; if rows are still missing, the next poll starts another
+            self._ask_facts(member)
             self._remove(member)
             if answer == "finished":
                 self._size = len(self._members)

@@ -26,14 +26,15 @@ class Stepper:
 
     def __init__(self, engine: Engine, slots: int, wake: Callable[[], None]) -> None:
         self.engine, self.slots, self._wake = engine, slots, wake
-        self.tokens = 0
+        self.tokens = self.steps = 0
+        self.span: tuple[float, float] | None = None  # Unix time of the first step's begin and the last one's end
         self.starved = 0  # steps begun with a free slot and nothing fed: the announcements were too few
         self.failure: str | None = None
         self._fed: deque[Request] = deque()
         self._ended: deque[tuple[str, list[OutcomeEvent]]] = deque()
         self._open: dict[str, tuple[Request, list[OutcomeEvent]]] = {}
         self._held = 0  # samples in the engine
-        self._steps: deque[float] = deque(maxlen=101)
+        self._durations: deque[float] = deque(maxlen=101)
         self._more = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="engine", daemon=True)
 
@@ -62,7 +63,7 @@ class Stepper:
     @property
     def step_s(self) -> float | None:
         """Median of the last hundred steps."""
-        return statistics.median(list(self._steps)) if self._steps else None
+        return statistics.median(list(self._durations)) if self._durations else None
 
     def _guarded(self) -> None:
         try:
@@ -89,9 +90,12 @@ class Stepper:
             self.starved += 1
 
     def _step(self) -> None:
-        began = time.perf_counter()
+        began = time.time()
         events = self.engine.step()
-        self._steps.append(time.perf_counter() - began)
+        now = time.time()
+        self._durations.append(max(0.0, now - began))
+        self.steps += 1
+        self.span = (self.span[0] if self.span else began, now)
         ended = False
         for event in events:
             match event:
