@@ -100,7 +100,7 @@ def run(
     began = time.monotonic()
     tell = progress or (lambda view: None)
     storage = open_storage(job.output.path)
-    state = State() if overwrite else replay(storage)
+    state = State() if overwrite else _state(storage)
     job = _pinned(job, state)
     format = None if job.input.format == "auto" else job.input.format
     files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
@@ -173,6 +173,14 @@ def _attempt(
 
 
 # ---------------------------------------------------------------------- before Ray
+def _state(storage: Storage) -> State:
+    try:
+        return replay(storage)
+    except OSError:  # a folder that cannot be read can hardly be written: say which, and what to do
+        prepare(storage)
+        raise
+
+
 def _pinned(job: JobConfig, state: State) -> JobConfig:
     """The job with its engine and dtype decided: as the output was begun, else as this machine can.
 

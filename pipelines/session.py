@@ -48,7 +48,7 @@ def ray_session() -> Iterator[Any]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_code())
     else:
         _find_code_here()
-        _start_local(ray)
+        start_local(ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
@@ -56,11 +56,12 @@ def ray_session() -> Iterator[Any]:
         ray.shutdown()
 
 
-def _start_local(ray: Any) -> None:
-    """Ray gives its own processes a fixed 30 s to come up; seen exceeded with 12 busy processes on 2 cores."""
+def start_local(ray: Any, **options: Any) -> None:
+    """A quiet local Ray. It gives its own processes a fixed 30 s to come up, which 12 busy processes on 2 cores were
+    seen to exceed: try three times."""
     for last in (False, False, True):
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
             return
         except Exception as error:
             if last or "timed out during startup" not in str(error):

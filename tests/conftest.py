@@ -4,7 +4,6 @@ The environment is set before torch or Ray is imported. One thread per process: 
 times slower as soon as a neighbour takes one of two cores (OpenMP barriers), and Ray tests run several processes.
 """
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,12 +53,8 @@ def ray_session() -> Iterator[None]:
     """One local Ray for the whole run: a start costs 3 s quiet and 10 s on a busy machine."""
     import ray
 
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=200 * 2**20,
-    )
+    from pipelines.session import start_local
+
+    start_local(ray, num_cpus=4, object_store_memory=200 * 2**20)
     yield
     ray.shutdown()
