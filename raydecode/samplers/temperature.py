@@ -13,7 +13,6 @@ from torch import Tensor
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
 
-
 TINY = 1e-6
 """Below it a gap of 1e-4 between two logits is 100 nats, and x / T may leave float32."""
 

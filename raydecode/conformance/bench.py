@@ -1,0 +1,71 @@
+"""Rows and logits for samplers without an engine: every shape of distribution that has broken one.
+
+x_RV: float32 logits, R rows, V tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydecode.conformance.options import option_sets
+from raydecode.registry import Method
+
+
+@dataclass(slots=True)
+class BenchRows:
+    """`contracts.SamplerRows` over plain lists."""
+
+    options: Sequence[Mapping[str, Any]]
+    states: Sequence[Mapping[str, float]]
+    history_R: Sequence[Tensor]
+    prompt_len_R: Sequence[int]
+    keys_R: Sequence[int]
+
+    @property
+    def t_R(self) -> list[int]:
+        pairs = zip(self.history_R, self.prompt_len_R, strict=True)
+        return [history.numel() - length for history, length in pairs]
+
+    def option(self, name: str) -> Tensor:
+        return torch.tensor([options[name] for options in self.options], dtype=torch.float32)
+
+    def state(self, name: str) -> Tensor:
+        return torch.tensor([state[name] for state in self.states], dtype=torch.float64)
+
+    def pick(self, index: Sequence[int]) -> BenchRows:
+        """These rows, in this order."""
+        columns = (self.options, self.states, self.history_R, self.prompt_len_R, self.keys_R)
+        return BenchRows(*([column[i] for i in index] for column in columns))  # type: ignore[arg-type]
+
+
+def bench(method: Method, rows: int = 32, size: int = 257, seed: int = 1) -> tuple[Tensor, BenchRows]:
+    """Logits and rows: the method's option sets in turn; sharp, flat, tied, masked and single-token distributions."""
+    generator = torch.Generator().manual_seed(seed)
+    x_RV = torch.randn(rows, size, generator=generator) * torch.logspace(-2, 1.3, rows)[:, None]
+    for r in range(rows):
+        match r % 8:
+            case 1:  # ties, at the top too
+                x_RV[r] = (x_RV[r] * 2).round() / 2
+            case 2:  # a constraint
+                x_RV[r, torch.rand(size, generator=generator) < 0.7] = -math.inf
+                x_RV[r, r % size] = 0.25
+            case 3:  # a constraint that leaves one token
+                x_RV[r] = torch.full((size,), -math.inf).index_fill_(0, torch.tensor([(7 * r) % size]), -3.0)
+            case 4:  # flat
+                x_RV[r] = 1.5
+            case 5:  # far from zero
+                x_RV[r] += 300.0 if r % 16 == 5 else -300.0
+    sets = option_sets(method)
+    columns = method.factory().columns
+    options = [sets[r % len(sets)] for r in range(rows)]
+    states = [{name: float(start(own)) for name, start in columns.items()} for own in options]
+    lengths = torch.randint(1, 12, (rows, 2), generator=generator).tolist()
+    history = [torch.randint(0, size, (a + b - 1,), generator=generator) for a, b in lengths]
+    keys = torch.randint(0, 1 << 62, (rows,), generator=generator).tolist()
+    return x_RV, BenchRows(options, states, history, [a for a, _ in lengths], keys)

@@ -1,0 +1,177 @@
+"""Laws of samplers: what lets one object shape many rows without any row noticing the others.
+
+x_RV: float32 logits, R rows, V tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydecode.conformance.bench import BenchRows, bench
+from raydecode.conformance.law import require, same_bits
+from raydecode.contracts import Sampler
+from raydecode.randomness import draw
+from raydecode.registry import Method
+
+WIDE = 40_009
+"""Tokens in the laws on bits: above the 32,768 elements from which torch divides one row's reduction among threads."""
+
+
+def declared(method: Method) -> None:
+    """The card is complete: a summary, a description for every option, bounds that the default itself keeps."""
+    require(len(method.summary) > 10, method, "declared", "the class docstring's first line says what the method does")
+    for name, field in method.schema().get("properties", {}).items():
+        require(bool(field.get("description")), method, "declared", f"option '{name}' has no description")
+    fields = method.options.model_fields
+    defaults = {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
+    missing = {name for name, f in fields.items() if f.is_required()}
+    if not missing:
+        method.options.model_validate(defaults)
+    sampler = method.factory()
+    require(hasattr(sampler, "needs"), method, "declared", "no `needs`")
+    require(hasattr(sampler, "columns"), method, "declared", "no `columns`; a stateless method says columns = {}")
+    require(not sampler.columns or hasattr(sampler, "observe"), method, "declared", "has state, but no `observe`")
+
+
+def pure(method: Method) -> None:
+    """`shape` changes neither its input nor anything else, draws no random number, and says the same twice."""
+    x_RV, rows = bench(method)
+    sampler, before, seen = method.factory(), x_RV.clone(), copy.deepcopy(rows)
+    random = torch.get_rng_state()
+    first = sampler.shape(x_RV, rows).clone()
+    require(same_bits(x_RV, before), method, "pure", "`shape` wrote into its input")
+    require(same_bits(first, sampler.shape(x_RV, rows)), method, "pure", "a second call gives other logits")
+    require(same_bits(first, method.factory().shape(x_RV, rows)), method, "pure", "a fresh object gives other logits")
+    require(torch.equal(random, torch.get_rng_state()), method, "pure", "it drew from torch's global generator")
+    same = all(torch.equal(a, b) for a, b in zip(seen.history_R, rows.history_R, strict=True))
+    require(same and seen.states == rows.states, method, "pure", "`shape` wrote into histories or states")
+
+
+def keeps_shape(method: Method) -> None:
+    """float32 [R, V] in, float32 [R, V] out, for one row and for many."""
+    for count in (1, 5):
+        x_RV, rows = bench(method, rows=count)
+        y_RV = method.factory().shape(x_RV, rows)
+        found = f"{y_RV.dtype} {list(y_RV.shape)} from {x_RV.dtype} {list(x_RV.shape)}"
+        require(y_RV.shape == x_RV.shape and y_RV.dtype == x_RV.dtype, method, "keeps_shape", found)
+
+
+def never_allows_again(method: Method) -> None:
+    """What a constraint or an earlier stage forbade (-inf) stays forbidden."""
+    x_RV, rows = bench(method)
+    y_RV = method.factory().shape(x_RV, rows)
+    back = (torch.isneginf(x_RV) & ~torch.isneginf(y_RV)).nonzero()
+    where = f"row {back[0, 0]}, token {back[0, 1]}" if len(back) else ""
+    require(not len(back), method, "never_allows_again", f"-inf became finite at {where}")
+
+
+def keeps_a_token(method: Method) -> None:
+    """Every row has a finite logit left, no NaN and no +inf, at every valid option."""
+    x_RV, rows = bench(method, rows=64)
+    y_RV = method.factory().shape(x_RV, rows)
+    bad = (~torch.isfinite(y_RV.amax(1))).nonzero()[:, 0].tolist()
+    found = f"row {bad[0]} with options {dict(rows.options[bad[0]])}" if bad else ""
+    require(not bad, method, "keeps_a_token", f"no token to draw in {found}")
+
+
+def rows_do_not_see_each_other(method: Method) -> None:
+    """A row's bits are the same alone, in any order, beside 31 others, and with one or two threads."""
+    _independent(method, *bench(method, rows=32))
+    _independent(method, *bench(method, rows=8, size=WIDE))
+
+
+def _independent(method: Method, x_RV: Tensor, rows: BenchRows) -> None:
+    sampler, everyone = method.factory(), list(range(len(rows.options)))
+    with threads(1):
+        together = sampler.shape(x_RV, rows).clone()
+    shuffled = everyone[::-2] + everyone[-2::-2]
+    for count in (1, 2):
+        with threads(count):
+            again = sampler.shape(x_RV, rows)
+            where = _differs(again, together)
+            require(where is None, method, "rows_do_not_see_each_other", f"row {where} differs with {count} threads")
+            moved = sampler.shape(x_RV[shuffled], rows.pick(shuffled))
+            where = _differs(moved, together[shuffled])
+            require(where is None, method, "rows_do_not_see_each_other", f"row {where} differs in another order")
+            for r in everyone:
+                alone = sampler.shape(x_RV[r : r + 1], rows.pick([r]))
+                found = f"row {r} with options {dict(rows.options[r])} differs alone and in a batch ({count} threads)"
+                require(same_bits(alone, together[r : r + 1]), method, "rows_do_not_see_each_other", found)
+
+
+def state_is_a_fold_of_the_row(method: Method) -> None:
+    """State columns start and stay finite, and a row's are the same alone as in a batch, bit for bit."""
+    if not method.factory().columns:
+        return
+    x_RV, rows = bench(method, rows=16)
+    together = fold(method.factory(), x_RV, rows, steps=12)
+    for r in range(len(rows.options)):
+        alone = fold(method.factory(), x_RV[r : r + 1], rows.pick([r]), steps=12)
+        found = f"row {r}: {alone[0]} alone, {together[r]} in a batch"
+        require(alone[0] == together[r], method, "state_is_a_fold_of_the_row", found)
+        finite = all(torch.isfinite(torch.tensor(list(state.values()))).all() for state in together[r])
+        require(bool(finite), method, "state_is_a_fold_of_the_row", f"row {r}: {together[r]}")
+
+
+def identity_changes_nothing(method: Method) -> None:
+    """At the options it calls its identity, the output is the input, bit for bit."""
+    identity = getattr(method.factory(), "identity", None)
+    if identity is None:
+        return
+    x_RV, rows = bench(method)
+    parsed = method.options.model_validate(identity).model_dump()
+    states = [{name: float(start(parsed)) for name, start in method.factory().columns.items()} for _ in rows.options]
+    rows.options, rows.states = [parsed] * len(rows.options), states
+    where = _differs(method.factory().shape(x_RV, rows), x_RV)
+    require(where is None, method, "identity_changes_nothing", f"row {where} changed at {dict(identity)}")
+
+
+LAWS = (
+    declared,
+    pure,
+    keeps_shape,
+    never_allows_again,
+    keeps_a_token,
+    rows_do_not_see_each_other,
+    state_is_a_fold_of_the_row,
+    identity_changes_nothing,
+)
+
+
+def fold(sampler: Sampler, x_RV: Tensor, rows: BenchRows, steps: int) -> list[list[dict[str, Any]]]:
+    """State traces of `steps` draws, the logits rolled by 17 tokens a step; what the engine's walk does to state."""
+    traces: list[list[dict[str, Any]]] = [[] for _ in rows.options]
+    states, history = list(rows.states), list(rows.history_R)
+    for step in range(steps):
+        now = BenchRows(rows.options, states, history, rows.prompt_len_R, rows.keys_R)
+        x = x_RV.roll(17 * step, dims=1)
+        token_R = draw(sampler.shape(x, now), list(now.keys_R), now.t_R)
+        own_R = x.double().gather(1, token_R[:, None])[:, 0] - x.double().logsumexp(1)
+        columns = {name: column.tolist() for name, column in sampler.observe(now, token_R, own_R).items()}
+        states = [{name: column[r] for name, column in columns.items()} for r in range(len(states))]
+        history = [torch.cat([past, token[None]]) for past, token in zip(history, token_R, strict=True)]
+        for trace, state in zip(traces, states, strict=True):
+            trace.append(state)
+    return traces
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch with this many threads inside an operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _differs(one: Tensor, other: Tensor) -> int | None:
+    """The first row whose bits differ."""
+    return next((r for r in range(len(other)) if not same_bits(one[r : r + 1], other[r : r + 1])), None)
