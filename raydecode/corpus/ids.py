@@ -28,13 +28,14 @@ import numpy as np
 SMALL = 4 << 20
 SPILL = 4 << 20
 _BUCKETS = 256
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 _PAIR = np.dtype([("hash", "<u8"), ("position", "<i8")])
 
 
 def content_id(row: Mapping[str, Any]) -> str:
     """The same for the same content in JSONL, CSV and Parquet, as far as the values are equal."""
     kept = {key: value for key, value in row.items() if value is not None}
-    return _digest(json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str).encode())
+    return _digest(_canonical(kept).encode())
 
 
 def bytes_id(line: bytes) -> str:

@@ -138,6 +138,7 @@ class Ledger:
     def offer(self, ref: object, unit: Span) -> None:
         """A block that holds the rows of `unit`. Rows that are done, held or already somewhere are left out."""
         todo = tuple(self._all.intersect(Cover([unit])).subtract(self._taken).spans())
+        self._active_at = self._clock()
         if todo:
             self._taken.update(Cover(todo))
             self._offered.append((ref, unit, todo))
@@ -309,7 +310,9 @@ class Ledger:
             self._append(lambda: self.log.beat(self._in_flight()))
         out: list[Kill | End] = []
         for name, me in self._workers.items():
-            limit = max(self._limits.stall_s, self._limits.stall_steps * statistics.median(me.step_s or [0.0]))
+            limit = self._limits.first_step_s
+            if me.step_s:
+                limit = max(self._limits.stall_s, self._limits.stall_steps * statistics.median(me.step_s))
             if me.slots and not me.killed and now - me.progress_at > limit:
                 me.killed = True
                 rows = ", ".join(f"{r.input}:{r.start}" for r in sorted(me.slots)[:5])
@@ -320,7 +323,9 @@ class Ledger:
                     )
                 )
         quiet = now - self._active_at
-        if not out and quiet > (self._limits.idle_s if self._workers else self._limits.start_s):
+        started = any(me.assigned for me in self._workers.values()) or (self._input_done and self._workers)
+        watched = any(me.slots and not me.killed for me in self._workers.values())  # the watchdog above sees to them
+        if not out and not watched and quiet > (self._limits.idle_s if started else self._limits.start_s):
             self._end(self._stalled(quiet))
         return out if self._ended is None else [*out, End(self._ended)]
 

@@ -103,8 +103,9 @@ class Limits:
     max_error_rate: float | None = None
     stall_s: float = 60.0  # no token for max(stall_s, stall_steps x median step): the worker is killed
     stall_steps: float = 20.0
+    first_step_s: float = 300.0  # the same before a worker's first step is over: compilation, long prompts
     idle_s: float = 180.0  # no token, commit or lease anywhere: the job ends
-    start_s: float = 900.0  # no worker at all for this long: the job ends
+    start_s: float = 900.0  # the same while no worker is there, or nothing was read yet
     barren_deaths: int = 3  # deaths without a commit between, outside a hunt
     start_failures: int = 2
     max_tokens: int | None = None  # of the job, for the ETA

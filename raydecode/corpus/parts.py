@@ -92,7 +92,7 @@ class PartBuilder:
     ) -> None:
         self._storage, self._attempt, self._schema, self._clock = storage, attempt, schema, clock
         self._flush_s, self._flush_bytes = flush_s, flush_bytes
-        self._open: dict[Span, tuple[pa.Table, int]] = {}  # leased, not finished
+        self._open: dict[Span, tuple[pa.Table, int, int]] = {}  # leased, not finished
         self._done: list[Finished] = []
         self._gaps = Cover()
         self._bytes = 0
@@ -108,13 +108,14 @@ class PartBuilder:
         spans, faults = block_spans(block), block_errors(block)
         if isinstance(lease, Lease) and lease.fault is not None:
             faults = [lease.fault] * len(spans)
+        row_bytes = block.nbytes // max(1, block.num_rows)  # once: nbytes of a sliced table walks its buffers
         keep: list[int] = []
         gaps = todo.copy()
         for i, (span, fault) in enumerate(zip(spans, faults, strict=True)):
             if not todo.covers(span):
                 continue
             gaps.remove(span)
-            self._open[span] = (block, i)
+            self._open[span] = (block, i, row_bytes)
             if fault is None:
                 keep.append(i)
             else:
@@ -126,9 +127,9 @@ class PartBuilder:
 
     def add(self, span: Span, samples: Sequence[Sample]) -> None:
         """A row is finished, with all its samples."""
-        block, index = self._open.pop(span)
+        block, index, row_bytes = self._open.pop(span)
         self._done.append(Finished(span, block, index, tuple(samples)))
-        self._touch(block.nbytes // max(1, block.num_rows) + sum(_size(v) for s in samples for v in s.columns.values()))
+        self._touch(row_bytes + sum(_size(v) for s in samples for v in s.columns.values()))
 
     def drop(self, spans: Iterable[Span]) -> None:
         """Rows that were given back to the ledger before they started."""

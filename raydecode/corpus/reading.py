@@ -12,7 +12,7 @@ import functools
 import io
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -278,6 +278,7 @@ def _count_occurrences(corpus: Corpus, file: InputFile) -> tuple[np.ndarray, np.
     step = BLOCK_ROWS if is_table(file) else 1 << 20
     units = [Span(file.number, at, min(at + step, file.size_positions)) for at in range(0, file.size_positions, step)]
     source = _read_table if is_table(file) else _read_lines
+    corpus = replace(corpus, schema=pa.schema([]))  # ids come from the values as read: no columns need be built
 
     def rows() -> Iterator[tuple[int, str]]:
         try:

@@ -17,6 +17,7 @@ import pyarrow as pa
 INTERNAL = ("_input", "_key", "_end", "_id", "_error")  # columns of a block that never reach the output
 EXTRA = "_extra"
 JSON = {b"raydecode": b"json"}
+_readable = json.JSONEncoder(ensure_ascii=False).encode
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -61,7 +62,7 @@ def to_columns(rows: Sequence[Mapping[str, Any] | None], schema: pa.Schema) -> l
     """JSON objects as arrays of `schema`. None (a bad line) is a row of nulls."""
     extras: list[dict[str, Any]] = [{} for _ in rows]
     names = set(schema.names)
-    for row, extra in zip(rows, extras, strict=True):
+    for row, extra in zip(rows if EXTRA in names else (), extras, strict=False):
         if row is not None and not row.keys() <= names:
             extra.update((k, v) for k, v in row.items() if k not in names and v is not None)
     out: list[pa.Array | None] = []
@@ -117,7 +118,12 @@ def _field(name: str, kinds: set[str]) -> pa.Field:
 
 
 def _json_column(values: Sequence[Any]) -> pa.Array:
-    return pa.array([None if v is None else json.dumps(v, ensure_ascii=not _encodes(v)) for v in values], pa.string())
+    return pa.array([None if v is None else _json_text(v) for v in values], pa.string())
+
+
+def _json_text(value: Any) -> str:
+    text = _readable(value)
+    return text if _is_text(text) else json.dumps(value)  # a lone surrogate: only the escaped form can be stored
 
 
 def _typed_column(field: pa.Field, values: list[Any], extras: Sequence[dict[str, Any]]) -> pa.Array:
@@ -137,15 +143,6 @@ def _typed_column(field: pa.Field, values: list[Any], extras: Sequence[dict[str,
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             extras[i][field.name], values[i] = value, None
     return pa.array(values, field.type)
-
-
-def _encodes(value: Any) -> bool:
-    """No lone surrogate anywhere: then the text may stay readable."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_text(value: Any) -> bool:

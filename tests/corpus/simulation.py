@@ -41,7 +41,9 @@ class World:
     sick_engine: bool = False  # every engine dies at its first step
     flush: int = 6
     start_delay: int = 3
-    limits: Limits = field(default_factory=lambda: Limits(stall_s=30, stall_steps=1, idle_s=2000, start_s=2000))
+    limits: Limits = field(
+        default_factory=lambda: Limits(stall_s=30, first_step_s=30, stall_steps=1, idle_s=2000, start_s=2000)
+    )
     max_ticks: int = 60_000
 
 

@@ -352,6 +352,19 @@ def test_watchdog_kills_a_silent_worker_and_names_rows():
     assert one.tick() == []  # once
 
 
+def test_first_step_may_take_longer_and_a_worker_that_cannot_be_killed_ends_the_job():
+    one, clock = ledger(limits=Limits(stall_s=60, first_step_s=300, idle_s=180))
+    one.offer("r", Span(0, 0, 4))
+    one.next("a", 1)
+    one.started("a", rows(1))
+    clock.now = 299.0
+    assert one.tick() == []
+    clock.now = 301.0
+    assert isinstance(one.tick()[0], Kill)
+    clock.now = 302.0
+    assert isinstance(one.tick()[-1], End)
+
+
 def test_slow_steps_are_not_a_stall():
     one, clock = ledger(limits=Limits(stall_s=60, stall_steps=20))
     one.offer("r", Span(0, 0, 4))
