@@ -63,8 +63,15 @@ def connect(address: str) -> Any:
         raise UserError(
             f"Ray's job client is not installed ({error})", field="--address", hint="pip install raydecode[serve]"
         ) from None
+    from ray.exceptions import AuthenticationError
+
     try:
         return JobSubmissionClient(address)
+    except AuthenticationError:
+        raise UserError(
+            "this cluster asks for a token", field="--address", value=address,
+            hint="RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... (on its head: ray get-auth-token)",
+        ) from None  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"no job server answers: {str(error).splitlines()[0]}", field="--address", value=address,

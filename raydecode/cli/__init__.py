@@ -10,20 +10,35 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import raydecode
 from raydecode.cli import doctor, explain, generate, init, methods, models, plan, report, submit, verify
 from raydecode.cli.terminal import complain, err
 from raydecode.errors import JobError, UserError
 
 app = typer.Typer(
-    help="Decoding methods as plug-ins over one engine: one specification, one seed, one text.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raydecode {raydecode.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Decoding methods as plug-ins over one engine: one specification, one seed, one text."""
 
 
 def main() -> None:

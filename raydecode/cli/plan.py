@@ -1,8 +1,8 @@
 """`raydecode plan`: a minute of calibration on a sample of the rows; then time, memory, cost and rows that will fail.
 
 The sample is spread over the input. Its rows are rendered and checked; those that can run go through one engine in
-this process until CALIBRATE_S are over. Rows that still run then count as censored: the mean length is the tokens of
-all rows by the rows that finished. The plan is kept beside the output, and the job's report states plan against fact.
+this process until CALIBRATE_S are over. A row that still runs then counts with the middle between its age and its
+limit. The plan is kept beside the output, and the job's report states plan against fact.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
     startup_s = time.monotonic() - began + RAY_START_S
     lengths, rates, failed = calibrate(engine, requests, seconds, job.engine.slots)
     if not lengths:
-        raise UserError(f"no row finished in {seconds:.0f} s", field="--seconds", value=seconds, hint="allow more time")
+        raise UserError(f"no token in {seconds:.0f} s", field="--seconds", value=seconds, hint="allow more time")
     faults += failed
     shares = Counter(faults)
     sampled = len(requests) + len(faults) - len(failed)
@@ -84,6 +84,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
         rates=rates,
         startup_s=startup_s,
         memory_bytes=_peak_bytes(),
+        limit=max(request.decoding.n * request.decoding.max_tokens for request in requests),
         actors=job.actors.max,
         price=job.price.model_dump() if job.price else None,
     ).to_json()
@@ -131,40 +132,41 @@ def sample(job: Any, rows: int = SAMPLE_ROWS) -> tuple[float, list[Request], lis
 def calibrate(
     engine: Any, requests: Sequence[Request], seconds: float, slots: int
 ) -> tuple[list[float], list[float], list[str]]:
-    """(output tokens of rows that finished, scaled for those that did not; tokens/s of stretches; kinds of errors)."""
+    """(output tokens of each row, all samples; tokens/s of stretches; kinds of errors)."""
     waiting = list(reversed(requests))
-    held: dict[str, int] = {}
-    lengths: dict[str, float] = {}
+    held: dict[str, tuple[Request, int]] = {}  # running: the request, samples that have not ended
+    lengths: Counter[str] = Counter()
     failed: list[str] = []
-    marks = [(time.monotonic(), 0)]
-    tokens = 0
     begin = time.monotonic()
+    marks = [(begin, 0)]
+    tokens = 0
     while (waiting or held) and time.monotonic() - begin < seconds:
-        while waiting and sum(held.values()) < slots:
+        while waiting and sum(n for _, n in held.values()) < slots:
             request = waiting.pop()
-            held[request.id] = request.decoding.n
+            held[request.id] = (request, request.decoding.n)
             engine.submit(request)
         engine.wait(0.5)
         for event in engine.step():
+            id = event.row.request
             match event:
                 case TokenEvent():
                     tokens += 1
-                case OutcomeEvent():
+                    lengths[id] += 1
+                case OutcomeEvent() if id in held:
+                    request, left = held.pop(id)
                     if event.error:
                         failed.append(f"{event.error.stage}: {event.error.kind}")
-                        held.pop(event.row.request, None)
-                        continue
-                    lengths[event.row.request] = lengths.get(event.row.request, 0) + len(event.tokens)
-                    held[event.row.request] = held.get(event.row.request, 1) - 1
-                    if held[event.row.request] <= 0:
-                        held.pop(event.row.request)
-        if waiting or sum(held.values()) >= slots / 2:  # an engine that runs dry says nothing of a full one
+                        del lengths[id]
+                    elif left > 1:
+                        held[id] = (request, left - 1)
+        if (
+            waiting or sum(n for _, n in held.values()) >= slots / 2
+        ):  # an engine that runs dry says nothing of a full one
             marks.append((time.monotonic(), tokens))
-    for id in list(held):
+    for id, (request, _) in held.items():
+        lengths[id] = (lengths[id] + request.decoding.n * request.decoding.max_tokens) // 2
         engine.cancel(id)
-    finished = [n for id, n in lengths.items() if id not in held]
-    scale = tokens / sum(finished) if sum(finished) else 1.0
-    return [n * max(scale, 1.0) for n in finished], _rates(marks, tokens, begin), failed
+    return list(map(float, lengths.values())), _rates(marks, tokens, begin), failed
 
 
 def _rates(marks: Sequence[tuple[float, int]], tokens: int, begin: float) -> list[float]:

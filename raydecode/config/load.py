@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from raydecode.config.fields import complaint, dotted, kind, located
-from raydecode.config.job import JobConfig
+from raydecode.config.job import SHORT_FORMS, JobConfig
 from raydecode.errors import UserError, nearest
 
 COMMAND_LINE = "the command line"
@@ -150,6 +150,8 @@ def _override(text: str) -> dict[str, Any]:
 
 def _merge(base: Any, change: Any, at: tuple[str, ...] = ()) -> Any:
     """`change` over `base`: mappings by key, lists by index, anything else replaced."""
+    if at == ("engine",) and isinstance(base, dict) and isinstance(change, str):
+        change = {"name": change}  # another engine, the same dtype and slots
     if not isinstance(change, dict):
         return change
     if isinstance(base, list) and change and all(str(key).isdigit() for key in change):
@@ -161,8 +163,8 @@ def _merge(base: Any, change: Any, at: tuple[str, ...] = ()) -> Any:
                 )
             out[int(key)] = _merge(out[int(key)], value, (*at, str(key)))
         return out
-    if isinstance(base, str) and set(change) - {"name"} and (at == ("model",) or _is_card(at)):
-        base = {"source" if at == ("model",) else "name": base}  # the short form, so that an option can be added
+    if isinstance(base, str) and (_is_card(at) or (len(at) == 1 and at[0] in SHORT_FORMS)):
+        base = {SHORT_FORMS.get(at[0], "name"): base}  # the short form, so that an option can be added
     if not isinstance(base, dict) or (_is_card(at) and change.get("name", base.get("name")) != base.get("name")):
         return change  # another method: the old one's options are not its own
     return base | {key: _merge(base.get(key), value, (*at, str(key))) for key, value in change.items()}

@@ -53,10 +53,12 @@ def forecast(
     rates: Sequence[float],
     startup_s: float,
     memory_bytes: int,
+    limit: float = math.inf,
     actors: int = 1,
     price: Mapping[str, Any] | None = None,
 ) -> Forecast:
-    """lengths: output tokens (all samples) of each calibrated row; rates: tokens/s of stretches of the calibration."""
+    """lengths: output tokens (all samples) of each calibrated row; rates: tokens/s of stretches of the calibration;
+    limit: most tokens a row may have, which bounds the interval."""
     n = len(lengths)
     mean = sum(lengths) / n
     sd = math.sqrt(sum((x - mean) ** 2 for x in lengths) / (n - 1)) if n > 1 else mean
@@ -65,16 +67,17 @@ def forecast(
     running = rows * (1 - failing_share)
     length_error = sd / mean * math.sqrt(1 / n + 1 / max(running, 1.0)) if mean else 0.0
     both = math.sqrt(length_error**2 + (rate_sd / rate) ** 2)
-    tokens, seconds = running * mean, running * mean / (rate * actors)
-    spread, spread_tokens = math.exp(Z80 * both), math.exp(Z80 * length_error)
-    low, middle, high = (startup_s + s for s in (seconds / spread, seconds, seconds * spread))
+    tokens, most = running * mean, running * limit
+    spread, spread_tokens, spread_rate = (math.exp(Z80 * error) for error in (both, length_error, rate_sd / rate))
+    slowest = min(tokens * spread, most * spread_rate)
+    low, middle, high = (startup_s + t / (rate * actors) for t in (tokens / spread, tokens, slowest))
     hour = None if price is None else float(price["per_hour"]) * actors / 3600
     return Forecast(
         rows=rows,
         failing_rows=rows * failing_share,
         output_tokens=tokens,
         output_tokens_low=tokens / spread_tokens,
-        output_tokens_high=tokens * spread_tokens,
+        output_tokens_high=min(tokens * spread_tokens, most),
         tokens_per_s=rate * actors,
         seconds=middle,
         seconds_low=low,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,22 @@ def test_verify(out, capsys):
     assert "as the log says" in capsys.readouterr().out
     assert run(["verify", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 40
+
+
+def test_a_finished_job_is_answered_without_ray(out, job, tmp_path, root):
+    (tmp_path / "job.yaml").write_text(json.dumps(job.to_json()))
+    code = "import sys; from raydecode.cli import run; run(['generate', 'job.yaml']); print('ray' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "finished already" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_changed_job_over_a_finished_output_is_refused(out, job, tmp_path, capsys):
+    (tmp_path / "job.yaml").write_text(json.dumps(job.to_json()))
+    assert run(["generate", str(tmp_path / "job.yaml"), "decoding.seed=99"]) == 2
+    assert "decoding.seed: 3 -> 99" in capsys.readouterr().err
 
 
 def test_verify_finds_damage(out, capsys):

