@@ -80,6 +80,22 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
 
 
+def test_the_architecture_page_says_what_exists():
+    """Each room of the table is there if it says so, and absent if it is called planned."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*`) \|[^|]*\| (exists|planned)", text, re.MULTILINE)
+    states = {}
+    for cell, state in rows:
+        names = re.findall(r"`([^`]+)`", cell)
+        inside = names[0].startswith("raydecode/")
+        states |= {name if "raydecode" in name or not inside else f"raydecode/{name}": state for name in names}
+    assert len(states) > 25
+    wrong = {name for name, state in states.items() if (ROOT / name).exists() != (state == "exists")}
+    assert not wrong
+    rooms = {f"raydecode/{one.name}/" for one in (ROOT / "raydecode").iterdir() if (one / "__init__.py").exists()}
+    assert rooms <= states.keys(), "a room without a line"
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     pages = {page.name for page in PAGES if page.parent.name == "docs"}
