@@ -44,6 +44,7 @@ from raydecode.request import DecodingSpec, Request, Text
 BEAT_S = 1.0
 REPORT_S = 0.02  # between reports while the engine has enough to go on with: a call costs 0.3 ms of this process
 PROBE = "probe"
+SPARE_S = 30.0  # an actor beyond the pool's minimum that was idle for this long gives its place back
 
 
 class EngineDied(RaydecodeError):
@@ -55,6 +56,7 @@ class GenerationActor:
     job:    `JobConfig.to_json()`
     output: url of the output folder
     build:  makes the engine of a job
+    spare:  may leave when there was nothing to do for SPARE_S, though the job goes on
     ledger: calls a method of the ledger and waits for the answer
     fetch:  turns the reference in a lease into its block; whatever it raises means: read the unit instead
     """
@@ -70,9 +72,10 @@ class GenerationActor:
         build: Callable[[JobConfig], Any],
         ledger: Call,
         fetch: Callable[[Any], pa.Table],
+        spare: bool = False,
     ) -> None:
         self.worker, self._job, self._corpus, self._attempt = worker, JobConfig.model_validate(job), corpus, attempt
-        self._build, self._ledger, self._fetch = build, ledger, fetch
+        self._build, self._ledger, self._fetch, self._spare = build, ledger, fetch, spare
         self._prepare = Prepare(self._job.prompt.section(self._job.input.format), corpus.schema.names)
         self._storage = open_storage(output)
         self._requests, self._columns = Requests(self._job), output_columns(self._job)
@@ -137,7 +140,7 @@ class GenerationActor:
 
     # ------------------------------------------------------------------ the run thread
     def _work(self) -> str:
-        ask_at, nothing = 0.0, False
+        ask_at, nothing, busy_at = 0.0, False, time.monotonic()
         while True:
             self._check()
             self._collect()
@@ -145,6 +148,10 @@ class GenerationActor:
                 self._commit()
             if self._orders:
                 return self._leave(self._orders)
+            if not (nothing and self._idle):
+                busy_at = time.monotonic()
+            elif self._spare and time.monotonic() - busy_at > SPARE_S:
+                return self._leave("idle")
             if self._returning:
                 self._give_back(self._returning)
             if self._held < self._slots and time.monotonic() >= ask_at:

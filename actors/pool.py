@@ -35,14 +35,15 @@ class _Member:
 
 
 class Pool:
-    """spawn: name -> actor handle (GenerationActor)
-    size:   how many to keep alive
+    """spawn: (name, spare) -> actor handle (GenerationActor); a spare one may leave when it is idle
+    size:   how many to keep alive; those without room wait in Ray's queue and join when a node does
+    least:  how many of them are not spare
     ledger: where deaths are told
     about:  by name, what each engine said of itself, and when (Unix time) it was started, ready and ended
     """
 
-    def __init__(self, spawn: Callable[[str], Any], size: int, ledger: Call, prefix: str = "w") -> None:
-        self._spawn, self._size, self._ledger, self._prefix = spawn, size, ledger, prefix
+    def __init__(self, spawn: Callable[[str, bool], Any], size: int, least: int, ledger: Call, prefix: str) -> None:
+        self._spawn, self._size, self._least, self._ledger, self._prefix = spawn, size, least, ledger, prefix
         self._members: dict[str, _Member] = {}
         self._number = 0
         self.about: dict[str, dict[str, Any]] = {}
@@ -106,7 +107,7 @@ class Pool:
         self._number += 1
         name = f"{self._prefix}{self._number}"
         self.about[name] = {"started_at": time.time()}
-        handle = self._spawn(name)
+        handle = self._spawn(name, len(self._members) >= self._least)
         self._members[name] = _Member(name, handle, handle.start.remote())
 
     def _advance(self, member: _Member, ref: Any) -> None:
@@ -123,8 +124,8 @@ class Pool:
         else:  # it left in peace; if rows are still missing, the next poll starts another
             self._ask_facts(member)
             self._remove(member)
-            if answer == "finished":
-                self._size = len(self._members)
+            if answer in ("finished", "idle"):
+                self._size = max(self._least if answer == "idle" else 0, len(self._members))
 
     def _failed(self, member: _Member, error: Exception) -> None:
         raised = getattr(error, "cause", None)

@@ -143,10 +143,11 @@ def _attempt(
     worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
     shared = (_absolute(job, threads), corpus, storage.url, opened.attempt)
 
-    def spawn(name: str) -> Any:
-        return worker.remote(name, *shared, build=_build, ledger=ledger, fetch=_fetch)
+    def spawn(name: str, spare: bool) -> Any:
+        return worker.remote(name, *shared, build=_build, ledger=ledger, fetch=_fetch, spare=spare)
 
-    pool = Pool(spawn, min(size, max(job.actors.min, opened.units)), ledger, prefix=f"{opened.attempt}.")
+    least, prefix = job.actors.min, f"{opened.attempt}."
+    pool = Pool(spawn, min(size, max(least, opened.units)), least, ledger, prefix)
     patience, placeless = 0.0, False
     try:
         while True:

@@ -47,7 +47,6 @@ def ray_session() -> Iterator[Any]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_code())
     else:
-        _find_code_here()
         start_local(ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
@@ -59,6 +58,7 @@ def ray_session() -> Iterator[Any]:
 def start_local(ray: Any, **options: Any) -> None:
     """A quiet local Ray. It gives its own processes a fixed 30 s to come up, which 12 busy processes on 2 cores were
     seen to exceed: try three times."""
+    _find_code_here()
     for last in (False, False, True):
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -78,11 +78,12 @@ class LocalJob:
     def call(self, method, *arguments):
         return getattr(self.ledger, method)(*arguments)
 
-    def worker(self, name: str, *, build=toy, fetch=lambda block: block) -> GenerationActor:
+    def worker(self, name: str, *, build=toy, fetch=lambda block: block, spare=False) -> GenerationActor:
         url = open_storage(self.job.output.path).url
         return GenerationActor(
-            name, self.job.to_json(), self.corpus, url, self.opened.attempt, build=build, ledger=self.call, fetch=fetch
-        )
+            name, self.job.to_json(), self.corpus, url, self.opened.attempt,
+            build=build, ledger=self.call, fetch=fetch, spare=spare,
+        )  # fmt: skip
 
     def run(self, workers: int = 1, **options) -> list[str]:
         """Reasons the workers left for."""

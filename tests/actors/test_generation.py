@@ -256,7 +256,7 @@ def test_stacks_name_the_threads(tmp_path):
 def test_a_slow_row_does_not_hold_the_others(tmp_path):
     """The longest row outlives many blocks; everything else is done and committed meanwhile."""
     rows = prompts(80)
-    rows[0]["decoding"] = json.dumps({"max_tokens": 3000, "ignore_eos": True})
+    rows[0]["decoding"] = json.dumps({"max_tokens": 1200, "ignore_eos": True})
     job = job_of(tmp_path, rows, output={"flush_s": 0.05})
     local, worker = LocalJob(job, actors=4), None
     worker = local.worker("w0", build=lambda job: ToyEngine(slots=4, step_s=0.002))
@@ -269,3 +269,30 @@ def test_a_slow_row_does_not_hold_the_others(tmp_path):
     assert rows_now == 79
     thread.join(60)
     assert len(rows_of(job)) == 80
+
+
+def test_a_spare_actor_gives_its_place_back_when_it_is_idle(tmp_path, monkeypatch):
+    monkeypatch.setattr("actors.generation.SPARE_S", 0.2)
+    rows = prompts(10)
+    rows[0]["decoding"] = json.dumps({"max_tokens": 1500, "ignore_eos": True})
+    job = job_of(tmp_path, rows, output={"flush_s": 0.05})
+    local, reasons = LocalJob(job), {}
+
+    def slow(job):
+        return ToyEngine(slots=4, step_s=0.002)
+
+    def work(name, spare):
+        worker = local.worker(name, build=slow, spare=spare)
+        worker.start()
+        reasons[name] = worker.run()
+
+    threads = [threading.Thread(target=work, args=("needed", False))]
+    threads[0].start()
+    while replay(open_storage(job.output.path)).rows < 9:
+        assert threads[0].is_alive()
+        threading.Event().wait(0.02)
+    work("spare", True)
+    assert reasons == {"spare": "idle"}
+    threads[0].join(60)
+    assert reasons["needed"] == "finished"
+    assert len(rows_of(job)) == 10
