@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from raydecode.contracts import Engine
     from raydecode.request import DecodingSpec
 
-ENGINES = ("vllm", "torch", "toy")
 TOY = "toy"
 """The model source that names the toy engine's own table."""
 
@@ -73,13 +72,14 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
         "dtype": choice.dtype, "slots": engine.slots, "max_length": engine.max_length, "threads": engine.threads,
         "options": engine.options, "stream": stream,
     }  # fmt: skip
+    if model.trust_remote_code:
+        common["options"] = {**engine.options, "trust_remote_code": True}
     if choice.name == "vllm":
         from raydecode.engine.vllm import VllmEngine
 
         return VllmEngine(folder, **common)
     from raydecode.engine.torch import TorchEngine
 
-    common["options"] = {**engine.options, "trust_remote_code": model.trust_remote_code}
     return TorchEngine(folder, **common)
 
 

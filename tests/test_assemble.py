@@ -1,0 +1,75 @@
+"""Which engine a job gets, and what is refused before any weights load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from raydecode.assemble import build_engine, choose
+from raydecode.config import JobConfig
+from raydecode.engine.toy import ToyEngine
+from raydecode.engine.vllm import available
+from raydecode.errors import Refused
+from raydecode.events import OutcomeEvent
+from raydecode.request import Request, Text
+
+
+def job(model: str = "toy", **sections: Any) -> JobConfig:
+    base = {"model": model, "input": {"path": "rows.jsonl"}, "output": {"path": "out"}}
+    return JobConfig.model_validate({**base, **sections})
+
+
+def test_the_toy_model_has_its_own_engine() -> None:
+    choice = choose(job())
+    assert (choice.name, choice.dtype) == ("toy", "float32")
+    assert "toy" in choice.why
+
+
+def test_auto_takes_vllm_where_it_runs_and_says_why_not_elsewhere() -> None:
+    choice = choose(job("some/model", decoding={"sampler": [{"name": "temperature", "value": 0.8}]}))
+    missing = available()
+    assert choice.name == ("torch" if missing else "vllm")
+    assert missing is None or missing in choice.why
+    assert choice.dtype in ("float32", "bfloat16")
+
+
+def test_auto_takes_torch_for_a_chain_that_vllm_orders_otherwise() -> None:
+    chain = [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]
+    choice = choose(job("some/model", decoding={"sampler": chain}))
+    assert choice.name == "torch"
+    assert "vLLM" in choice.why
+
+
+def test_a_named_engine_that_cannot_host_the_job_is_refused_with_what_would() -> None:
+    chain = [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]
+    with pytest.raises(Refused) as caught:
+        choose(job("some/model", engine={"name": "vllm"}, decoding={"sampler": chain}))
+    assert "torch" in str(caught.value)
+
+
+def test_the_roster_counts_for_the_choice() -> None:
+    roster = {"samplers": [{"name": "top_p", "p": 0.5}, {"name": "temperature", "value": 200e-3}]}
+    assert choose(job("some/model", engine={"name": "torch"}, decoding={"roster": roster})).name == "torch"
+
+
+def test_a_built_engine_runs() -> None:
+    engine = build_engine(job(engine={"slots": 2, "options": {"step_s": 0.0}}))
+    assert isinstance(engine, ToyEngine)
+    engine.submit(Request("r", "r", Text("ab"), job(decoding={"max_tokens": 5}).spec))
+    events = []
+    while engine.busy:
+        events += engine.step()
+    assert [event.reason for event in events if isinstance(event, OutcomeEvent)][0] in ("eos", "length")
+
+
+def test_choosing_loads_neither_vllm_nor_ray() -> None:
+    code = (
+        "import sys; from raydecode.assemble import choose; from raydecode.config import JobConfig;"
+        "choose(JobConfig.model_validate({'model': 'some/model', 'input': {'path': 'x'}, 'output': {'path': 'y'}}));"
+        "print([name for name in ('vllm', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
