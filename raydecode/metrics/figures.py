@@ -7,11 +7,12 @@ Legend of the result (`figures.json` in the report): counts are rows or tokens, 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raydecode.metrics.forecast import compare
@@ -24,6 +25,8 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of the output that are read; any but the first four may be missing."""
 
+NUMBERS = ("sample", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s", "finished_at",
+           "drafted", "accepted", "forwards")  # fmt: skip
 HISTOGRAMS = ("prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s")
 FIRST_ROWS, ERROR_ROWS, CELL_CHARS, ERROR_KINDS = 200, 1000, 2000, 50
 
@@ -42,7 +45,7 @@ def measure(tables: Iterable[pa.Table], facts: Mapping[str, Any]) -> dict[str, A
 
 class _Fold:
     def __init__(self, spans: Sequence[Sequence[float]]) -> None:
-        self.starts = [span[0] for span in spans]
+        self.starts = np.array([span[0] for span in spans])
         self.active: dict[int, list[float]] = {}  # attempt -> first start, last end of its rows
         self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = self.drafted = self.accepted = (
             self.forwards
@@ -50,54 +53,62 @@ class _Fold:
         self.reasons: Counter[str] = Counter()
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
         self.token_rate, self.row_rate = Timeline(), Timeline()
-        self.workers: dict[str, dict[str, float]] = {}
+        self.workers: dict[str, _Worker] = {}
         self.kinds: dict[tuple[str, str], dict[str, Any]] = {}
         self.first: list[dict[str, Any]] = []
         self.failed: list[dict[str, Any]] = []
         self.began = math.inf
 
     def add(self, table: pa.Table) -> None:
-        columns = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
-        empty = [None] * table.num_rows
-        get = {name: columns.get(name, empty) for name in COLUMNS}
-        first = [sample in (0, None) for sample in get["sample"]]
+        number = {name: _numbers(table, name) for name in NUMBERS}
+        failed = _valid(table, "error")
+        first = np.nan_to_num(number["sample"]) == 0
         self.samples += table.num_rows
-        self.rows += sum(first)
-        self.reasons.update(str(reason) for reason in get["finish_reason"])
+        self.rows += int(first.sum())
+        if "finish_reason" in table.column_names:
+            for one in table["finish_reason"].value_counts().to_pylist():
+                self.reasons[str(one["values"])] += one["counts"]
         for name, histogram in self.histograms.items():
-            histogram.add(
-                x for x, error in zip(get[name], get["error"], strict=True) if x is not None and error is None
-            )
-        self.tokens += sum(x or 0 for x in get["output_tokens"])
-        self.prompt_tokens += sum(x or 0 for x, one in zip(get["prompt_tokens"], first, strict=True) if one)
-        for name in ("drafted", "accepted", "forwards"):
-            setattr(self, name, getattr(self, name) + sum(x or 0 for x in get[name]))
-        self._times(get)
-        self._errors(get)
-        self._browse(table, get)
+            histogram.add(number[name][~failed & ~np.isnan(number[name])])
+        self.tokens += int(np.nansum(number["output_tokens"]))
+        self.prompt_tokens += int(np.nansum(number["prompt_tokens"][first]))
+        self.drafted += int(np.nansum(number["drafted"]))
+        self.accepted += int(np.nansum(number["accepted"]))
+        self.forwards += int(np.nansum(number["forwards"]))
+        self._times(table, number)
+        self._errors(table, failed)
+        self._browse(table, failed)
 
-    def _times(self, get: Mapping[str, list[Any]]) -> None:
-        names = ("worker", "finished_at", "total_s", "output_tokens")
-        for worker, at, took, tokens in zip(*(get[name] for name in names), strict=True):
-            if worker is not None:
-                mine = self.workers.setdefault(worker, {"rows": 0, "tokens": 0, "began": math.inf, "ended": -math.inf})
-                mine["rows"] += 1
-                mine["tokens"] += tokens or 0
-            if at is None:
+    def _times(self, table: pa.Table, number: Mapping[str, np.ndarray]) -> None:
+        at, tokens = number["finished_at"], np.nan_to_num(number["output_tokens"])
+        known = ~np.isnan(at)
+        began = at - np.nan_to_num(number["total_s"])
+        self.token_rate.add(at[known], tokens[known])
+        self.row_rate.add(at[known], np.ones(int(known.sum())))
+        attempt = np.searchsorted(self.starts, at, side="right")
+        for number_, chosen in _groups(np.where(known, attempt, -1)):
+            if number_ >= 0:
+                _widen(self.active.setdefault(number_, [math.inf, -math.inf]), began[chosen], at[chosen])
+                self.began = min(self.began, float(began[chosen].min()))
+        if "worker" not in table.column_names:
+            return
+        names = table["worker"].combine_chunks().dictionary_encode()
+        for index, chosen in _groups(names.indices.fill_null(-1).to_numpy(zero_copy_only=False)):
+            if index < 0:
                 continue
-            self.token_rate.add(at, tokens or 0)
-            self.row_rate.add(at, 1)
-            began = at - (took or 0.0)
-            self.began = min(self.began, began)
-            span = self.active.setdefault(bisect_right(self.starts, at), [began, at])
-            span[:] = min(span[0], began), max(span[1], at)
-            if worker is not None:
-                mine["began"], mine["ended"] = min(mine["began"], began), max(mine["ended"], at)
+            mine = self.workers.setdefault(names.dictionary[index].as_py(), _Worker())
+            mine.rows += len(chosen)
+            mine.tokens += int(tokens[chosen].sum())
+            timed = chosen[known[chosen]]
+            if len(timed):
+                _widen(mine.active, began[timed], at[timed])
 
-    def _errors(self, get: Mapping[str, list[Any]]) -> None:
-        for id, error in zip(get["id"], get["error"], strict=True):
-            if error is None:
-                continue
+    def _errors(self, table: pa.Table, failed: np.ndarray) -> None:
+        if not failed.any():
+            return
+        rows = table.select([name for name in ("id", "error") if name in table.column_names]).filter(pa.array(failed))
+        for row in rows.to_pylist():
+            error = row["error"]
             self.errors += 1
             key = (str(error.get("stage")), str(error.get("type")))
             if key not in self.kinds and len(self.kinds) >= ERROR_KINDS:
@@ -105,16 +116,15 @@ class _Fold:
             kind = self.kinds.setdefault(key, {"stage": key[0], "type": key[1], "count": 0, "samples": []})
             kind["count"] += 1
             if len(kind["samples"]) < 3:
-                kind["samples"].append({"id": id, "message": _cell(error.get("message"))})
+                kind["samples"].append({"id": row.get("id"), "message": _cell(error.get("message"))})
 
-    def _browse(self, table: pa.Table, get: Mapping[str, list[Any]]) -> None:
-        room = FIRST_ROWS - len(self.first)
-        if room > 0:
-            self.first += [_shown(row) for row in table.slice(0, room).to_pylist()]
-        taken = min(max(room, 0), table.num_rows)
-        for i in range(taken, table.num_rows):
-            if get["error"][i] is not None and len(self.failed) < ERROR_ROWS:
-                self.failed.append(_shown({name: values[i] for name, values in get.items() if values[i] is not None}))
+    def _browse(self, table: pa.Table, failed: np.ndarray) -> None:
+        room = max(FIRST_ROWS - len(self.first), 0)
+        self.first += [_shown(row) for row in table.slice(0, room).to_pylist()]
+        rest = np.flatnonzero(failed)
+        rest = rest[rest >= room][: ERROR_ROWS - len(self.failed)]
+        known = table.select([name for name in COLUMNS if name in table.column_names])
+        self.failed += [_shown(row) for row in known.take(pa.array(rest, pa.int64())).to_pylist()]
 
     def result(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         seconds = sum(end - start for start, end in facts.get("spans", ()))
@@ -134,7 +144,7 @@ class _Fold:
                 "rows_per_s": _rate(self.rows, generating or seconds),
                 "tokens_per_s_with_start": _rate(self.tokens, seconds),
                 "over_time": self._over_time(),
-                "workers": [self._worker(name, one) for name, one in sorted(self.workers.items())],
+                "workers": [one.to_json(name) for name, one in sorted(self.workers.items())],
             },
             "finish_reasons": dict(self.reasons.most_common()),
             "distributions": {name: histogram.to_json() for name, histogram in self.histograms.items()},
@@ -178,16 +188,40 @@ class _Fold:
             "points": [[max(at - begin, 0.0), rate, rows.get(at, 0.0)] for at, rate in tokens],
         }
 
-    @staticmethod
-    def _worker(name: str, one: Mapping[str, float]) -> dict[str, Any]:
-        seconds = one["ended"] - one["began"] if one["ended"] > one["began"] else None
-        return {
-            "worker": name,
-            "rows": int(one["rows"]),
-            "tokens": int(one["tokens"]),
-            "seconds": seconds,
-            "tokens_per_s": _rate(one["tokens"], seconds),
-        }
+
+@dataclass(slots=True)
+class _Worker:
+    rows: int = 0
+    tokens: int = 0
+    active: list[float] = field(default_factory=lambda: [math.inf, -math.inf])
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        seconds = self.active[1] - self.active[0] if self.active[1] > self.active[0] else None
+        rate = _rate(self.tokens, seconds)
+        return {"worker": name, "rows": self.rows, "tokens": self.tokens, "seconds": seconds, "tokens_per_s": rate}
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column as floats, NaN where it is null or not there."""
+    if name not in table.column_names or pa.types.is_null(table[name].type):
+        return np.full(table.num_rows, np.nan)
+    return table[name].cast(pa.float64()).to_numpy().astype(np.float64, copy=False)
+
+
+def _valid(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, dtype=bool)
+    return table[name].is_valid().to_numpy()
+
+
+def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(key, indices with it)"""
+    for key in np.unique(keys).tolist():
+        yield key, np.flatnonzero(keys == key)
+
+
+def _widen(span: list[float], began: np.ndarray, ended: np.ndarray) -> None:
+    span[:] = min(span[0], float(began.min())), max(span[1], float(ended.max()))
 
 
 def _rate(amount: float, seconds: float | None) -> float | None:

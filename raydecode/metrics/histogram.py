@@ -8,8 +8,9 @@ to a year there are 1,600. (The idea of DDSketch, Masson et al., arXiv:1908.1069
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 GROWTH = 1.02
 _LOG = math.log(GROWTH)
@@ -26,18 +27,21 @@ class Histogram:
         self.n, self.total, self.squares = 0, 0.0, 0.0
         self.smallest, self.largest = math.inf, -math.inf
 
-    def add(self, values: Iterable[float]) -> None:
-        for x in values:
-            self.n += 1
-            self.total += x
-            self.squares += x * x
-            self._whole = self._whole and x == int(x)
-            self.smallest, self.largest = min(self.smallest, x), max(self.largest, x)
-            if x > 0:
-                bucket = math.floor(math.log(x) / _LOG)
-                self._counts[bucket] = self._counts.get(bucket, 0) + 1
-            else:
-                self._zeros += 1
+    def add(self, values: np.ndarray) -> None:
+        """Finite numbers >= 0."""
+        if not len(values):
+            return
+        values = np.asarray(values, dtype=np.float64)
+        self.n += len(values)
+        self.total += float(values.sum())
+        self.squares += float((values * values).sum())
+        self.smallest, self.largest = min(self.smallest, float(values.min())), max(self.largest, float(values.max()))
+        self._whole = self._whole and bool((values == np.floor(values)).all())
+        positive = values[values > 0]
+        self._zeros += len(values) - len(positive)
+        buckets, counts = np.unique(np.floor(np.log(positive) / _LOG).astype(np.int64), return_counts=True)
+        for bucket, count in zip(buckets.tolist(), counts.tolist(), strict=True):
+            self._counts[bucket] = self._counts.get(bucket, 0) + count
 
     @property
     def mean(self) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 MOST = 240
 
 
 class Timeline:
-    """Adds amounts at moments [s]; the bins are aligned to multiples of their width, so order does not matter."""
+    """Sums of amounts at moments [s]; the bins are aligned to multiples of their width, so order does not matter."""
 
     __slots__ = ("_bins", "width_s")
 
@@ -16,10 +16,15 @@ class Timeline:
         self.width_s = width_s
         self._bins: dict[int, float] = {}
 
-    def add(self, at_s: float, amount: float) -> None:
-        bin = math.floor(at_s / self.width_s)
-        self._bins[bin] = self._bins.get(bin, 0.0) + amount
-        while len(self._bins) > 1 and max(self._bins) - min(self._bins) >= MOST:
+    def add(self, at_s: np.ndarray, amounts: np.ndarray) -> None:
+        """Amounts at moments, one each."""
+        if not len(at_s):
+            return
+        seconds, place = np.unique(np.floor(at_s / self.width_s).astype(np.int64), return_inverse=True)
+        sums = np.bincount(place.ravel(), weights=amounts)
+        for bin, amount in zip(seconds.tolist(), sums.tolist(), strict=True):
+            self._bins[bin] = self._bins.get(bin, 0.0) + amount
+        while max(self._bins) - min(self._bins) >= MOST:
             self._coarsen()
 
     def _coarsen(self) -> None:
