@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def start_local(ray: Any, **options: Any) -> None:
     seen to exceed: try three times."""
     _find_code_here()
     for last in (False, False, True):
+        before = _children()
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
             return
@@ -67,6 +69,18 @@ def start_local(ray: Any, **options: Any) -> None:
             if last or "timed out during startup" not in str(error):
                 raise JobError(f"Ray does not start on this machine: {error}") from error
             ray.shutdown()
+            for pid in _children() - before:  # the failed start forgets its own processes
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> set[int]:
+    """Processes that this one started (Linux; elsewhere none are seen)."""
+    try:
+        lists = [(task / "children").read_text() for task in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return set()
+    return {int(pid) for text in lists for pid in text.split()}
 
 
 def _folders() -> list[Path]:
