@@ -77,12 +77,12 @@ def check(job, undisturbed):
 @pytest.mark.parametrize("storm", [*STORMS, *CHAOS], ids=str)
 def test_kill(storm, tmp_path, undisturbed):
     job = sampled(tmp_path, "out", actors={"min": storm.actors, "max": storm.actors})
-    runs = [Run(job)]
+    runs, victims = [Run(job)], []
     try:
         if runs[0].until(lambda rows: rows >= MOMENTS[storm.moment] * ROWS):
             victims = runs[0].find(storm.victim)
-            if victims:
-                signal_to(random.Random(storm.seed).choice(victims), signal.SIGKILL)
+        if victims:
+            signal_to(random.Random(storm.seed).choice(victims), signal.SIGKILL)
         if storm.at_once:
             runs.append(Run(job, "--takeover"))
             runs[-1].wait()
@@ -94,7 +94,7 @@ def test_kill(storm, tmp_path, undisturbed):
             runs.append(Run(job, "--takeover"))
             runs[-1].wait()
         check(job, undisturbed)
-        if storm.victim in ("actor", "ledger") and not storm.at_once:
+        if victims and storm.victim in ("actor", "ledger") and not storm.at_once:
             assert len(runs) == 1, "the run itself survives this death: " + runs[0].output()
     finally:
         for run in runs:
