@@ -83,7 +83,8 @@ class _Fold:
         at, tokens = number["finished_at"], np.nan_to_num(number["output_tokens"])
         known = ~np.isnan(at)
         began = at - np.nan_to_num(number["total_s"])
-        self.token_rate.add(at[known], tokens[known])
+        flowing = began + np.nan_to_num(number["first_token_s"])
+        self.token_rate.spread(np.minimum(flowing, at)[known], at[known], tokens[known])
         self.row_rate.add(at[known], np.ones(int(known.sum())))
         attempt = np.searchsorted(self.starts, at, side="right")
         for number_, chosen in _groups(np.where(known, attempt, -1)):
@@ -179,9 +180,10 @@ class _Fold:
         return max(w["ended_at"] for w in workers) - min(w["ready_at"] for w in workers) if workers else None
 
     def _over_time(self) -> dict[str, Any]:
-        """Rates by the moment rows finished; `at_s` counts from the first row's start."""
-        tokens = self.token_rate.rates()
-        rows = dict(self.row_rate.rates(self.token_rate.width_s))
+        """[seconds since the first row's start, tokens/s, rows/s]; a row's tokens lie from its first to its last."""
+        width = max(self.token_rate.width_s, self.row_rate.width_s)
+        tokens = self.token_rate.rates(width)
+        rows = dict(self.row_rate.rates(width))
         begin = self.began if self.began < math.inf else 0.0
         return {
             "width_s": self.token_rate.width_s,

@@ -70,7 +70,7 @@ def _throughput(figures: Mapping[str, Any]) -> str:
     chart = charts.line(
         [(at, rate) for at, rate, _ in over["points"]],
         x_unit="seconds since the first row began",
-        y_unit=f"tokens/s of rows that finished, per {over['width_s']:g} s",
+        y_unit=f"tokens/s, over {over['width_s']:g} s each,",
         label="Throughput over time",
     )
     with_start = throughput["tokens_per_s_with_start"]

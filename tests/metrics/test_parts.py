@@ -35,13 +35,29 @@ def test_a_timeline_keeps_its_sum_and_its_size(points):
     assert len(rates) <= MOST
 
 
+@given(st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 2e3), st.floats(0, 10)), min_size=1, max_size=60))
+def test_spread_amounts_lie_where_they_accrued(rows):
+    began, took, amounts = np.array(rows).T
+    line = Timeline()
+    for i in range(len(rows)):
+        line.spread(began[i : i + 1], (began + took)[i : i + 1], amounts[i : i + 1])
+    rates = line.rates()
+    assert sum(rate * line.width_s for _, rate in rates) == pytest.approx(amounts.sum(), rel=1e-6, abs=1e-6)
+    assert len(rates) <= MOST
+    for at, rate in rates:
+        ends = np.minimum(began + took, at + line.width_s) - np.maximum(began, at)
+        instant = (took <= 1e-6) & (np.floor((began + took) / line.width_s) * line.width_s == at)
+        share = np.where(took > 1e-6, np.clip(ends, 0, None) / np.maximum(took, 1e-6), instant)
+        assert rate * line.width_s == pytest.approx((share * amounts).sum(), rel=1e-5, abs=1e-5)
+
+
 def test_a_timeline_does_not_depend_on_order():
     points = [(random.Random(i).uniform(0, 5000), 1.0) for i in range(200)]
     a, b = Timeline(), Timeline()
     a.add(*np.array(points).T)
     for at, amount in reversed(points):
         b.add(np.array([at]), np.array([amount]))
-    assert a.rates() == b.rates()
+    assert np.array(a.rates()) == pytest.approx(np.array(b.rates()))
 
 
 def test_forecast_scales_and_prices():
