@@ -1,0 +1,75 @@
+"""The report of an output folder: made again from what lies there, whatever a crash left of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.report import ensure_report, versions, write_report
+from raydecode.config import JobConfig
+from raydecode.corpus.storage import open_storage
+from raydecode.errors import UserError
+from tests.actors.local import LocalJob, job_of, prompts
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> JobConfig:
+    job = job_of(tmp_path_factory.mktemp("report"), prompts(20), engine={"dtype": "float32"})
+    LocalJob(job).run(1)
+    return job
+
+
+def summary(job: JobConfig, *, finished: bool) -> SimpleNamespace:
+    url = open_storage(job.output.path).url
+    return SimpleNamespace(
+        output=url, already_finished=finished, workers={"w0": {"engine": "toy", "promise": "bitwise"}}
+    )
+
+
+@pytest.mark.parametrize("left", [None, b"", b'{"figures"', b"{}"])
+def test_a_torn_report_is_written_again(left, job):
+    file = Path(job.output.path, "report.json")
+    file.unlink(missing_ok=True)
+    if left is not None:
+        file.write_bytes(left)
+        Path(job.output.path, "report.html").write_text("")
+    written = ensure_report(summary(job, finished=True), job)
+    assert written.figures["rows"] == 20
+    assert json.loads(file.read_bytes())["facts"]["engine"]["promise"] == "bitwise"
+
+
+def test_a_finished_job_keeps_its_report(job):
+    ensure_report(summary(job, finished=False), job)
+    before = Path(job.output.path, "report.html").stat().st_mtime_ns
+    assert ensure_report(summary(job, finished=True), job).figures["rows"] == 20
+    assert Path(job.output.path, "report.html").stat().st_mtime_ns == before
+
+
+def test_what_only_the_run_knew_is_carried_over(job):
+    storage = open_storage(job.output.path)
+    write_report(storage, {"job": job.to_json(), "workers": [{"worker": "w0", "started_at": 1.0, "ended_at": 3.0}]})
+    write_report(storage, {})
+    facts = json.loads(storage.read("report.json"))["facts"]
+    assert facts["workers"][0]["ended_at"] == 3.0
+    assert facts["job"]["output"]["path"] == job.output.path
+    assert facts["attempts"] == 1
+    assert facts["versions"] == versions()
+
+
+def test_a_plan_of_another_job_is_not_compared(job):
+    storage = open_storage(job.output.path)
+    other = job.identity() | {"model": {"source": "other"}}
+    plan = {"seconds": 1.0, "seconds_low": 0.5, "seconds_high": 2.0, "output_tokens": 3.0}
+    storage.remove("report.json")
+    storage.write("_plan.json", json.dumps({"plan": plan, "job": other}).encode())
+    assert write_report(storage, {}).figures["plan"] == []
+    storage.write("_plan.json", json.dumps({"plan": plan, "job": job.identity()}).encode())
+    assert write_report(storage, {}).figures["plan"]
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no raydecode output here"):
+        write_report(open_storage(str(tmp_path)), {})
