@@ -183,8 +183,9 @@ def get(room: str, name: str, where: str = "") -> Method:
 
 
 def option_error(method: Method, error: ValidationError, where: str) -> UserError:
-    """pydantic's first complaint as one of ours: field, value, nearest valid name."""
-    first = error.errors()[0]
+    """pydantic's complaint as one of ours: field, value, nearest valid name. A wrong name comes before a missing one."""
+    complaints = error.errors()
+    first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
     place = ".".join([where, *map(str, first["loc"])]) if where else ".".join(map(str, first["loc"]))
     known = method.options.model_fields
     if first["type"] == "extra_forbidden":

@@ -96,7 +96,8 @@ class Request:
 
     id:       names the request in events; unique among those in flight
     noise_id: names the randomness. Batch: the row id. HTTP: a field.
-    resume:   output ids already delivered (sample 0): replayed through the ordinary walk, their events suppressed
+    resume:   output ids already delivered (sample 0): replayed through the ordinary walk, their events suppressed;
+              a stream's TextEvents go on behind the bytes that could be shown at that point
     overflow: what to do when prompt + max_tokens exceeds the context:
               "error", "cut_left" or "cut_right" (the prompt), "shorten" (the output)
     """

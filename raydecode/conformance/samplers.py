@@ -157,7 +157,7 @@ def fold(sampler: Sampler, x_RV: Tensor, rows: BenchRows, steps: int) -> list[li
         states = [{name: column[r] for name, column in columns.items()} for r in range(len(states))]
         history = [torch.cat([past, token[None]]) for past, token in zip(history, token_R, strict=True)]
         for trace, state in zip(traces, states, strict=True):
-            trace.append(state)
+            trace.append(dict(state))
     return traces
 
 

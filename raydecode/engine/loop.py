@@ -152,6 +152,8 @@ class Loop:
             )
             row.replay, row.needs, row.submitted_at = request.resume, needs, self.clock()
             row.leader = rows[0] if rows else None
+            if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
+                row.shown = settled(b"".join(self.host.token_bytes[id] for id in request.resume), spec.stop)
             for card in spec.sampler:
                 columns = self.method("samplers", card.name).columns
                 row.sampler_state.append({name: float(start(card.options)) for name, start in columns.items()})

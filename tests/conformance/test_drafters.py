@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -13,9 +14,8 @@ from raydecode.conformance.recorders import recorded
 from raydecode.engine import loop, walk
 from raydecode.engine.toy import ToyEngine
 from raydecode.request import Card
+from tests.methods import cheats, visiting
 from tests.methods import drafters as own
-from tests.methods import visiting
-from tests.methods.monitors import drafted
 
 NAMES = [
     "recycling", "drafting", "constant", "always_eos", "maximal", "random_paths", "hostile", "fewer_trees", "blind",
@@ -69,31 +69,16 @@ def test_failures_are_counted_by_row():
 
 # ------------------------------------------------------------------------- engines that cheat must fail the same laws
 def test_an_always_accepting_verifier_is_caught(monkeypatch):
-    honest = walk._take
-
-    def accepting(visit, event, methods, host, events):
-        children = [i for i, parent in enumerate(visit.tree.parent) if parent == visit.node]
-        if children and event.source == "sampled":
-            token = visit.tree.token[children[0]]
-            event = dataclasses.replace(event, token=token, bytes=host.token_bytes[token])
-        return honest(visit, event, methods, host, events)
-
-    monkeypatch.setattr(walk, "_take", accepting)
+    monkeypatch.setattr(walk, "_take", functools.partial(cheats.accepting, take=walk._take))
     with pytest.raises(Violation, match="text_is_plain"):
         drafters.text_is_plain(registry.get("drafters", "constant"))
 
 
 def test_telling_monitors_of_drafts_is_caught(monkeypatch):
-    honest = walk._take
-
-    def telling(visit, event, methods, host, events):
-        is_drafted = visit.tree.child(visit.node, event.token) is not None
-        return honest(visit, drafted(event) if is_drafted else event, methods, host, events)
-
-    monkeypatch.setattr(walk, "_take", telling)
+    monkeypatch.setattr(walk, "_take", functools.partial(cheats.telling, take=walk._take))
     plain, told = (drive(ToyEngine(), workload.requests(drafter)) for drafter in (None, Card("recycling")))
-    spies = [row for row, one in told.outcomes.items() if one.reason == "monitor" and plain.outcomes[row] != one]
-    assert spies, "the spy's texts change"
+    spied = [row for row, one in told.outcomes.items() if one.tokens != plain.outcomes[row].tokens]
+    assert spied, "the spy's texts change"
     with pytest.raises(Violation, match="text_is_plain"):
         drafters.text_is_plain(registry.get("drafters", "recycling"))
 

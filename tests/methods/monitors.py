@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -265,8 +264,3 @@ class SourceSpy(Watching):
 
 HONEST = (Brackets, EntropyStop, BadWord, BiasA, Hinting, SourceSpy)
 TWINS = (SlowMembers, Scripted, Mutating, Nosy, Gossiping, CallsItselfExact, WordAtTokenEnd)
-
-
-def drafted(event: TokenEvent) -> TokenEvent:
-    """The event as the broken engine sends it."""
-    return dataclasses.replace(event, source="drafted")  # type: ignore[arg-type]

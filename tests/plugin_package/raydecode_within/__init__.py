@@ -1,0 +1,1 @@
+"""A sampler from outside, as a third party would ship it."""
