@@ -1,8 +1,8 @@
 """`raydecode plan`: a minute of calibration on a sample of the rows; then time, memory, cost and rows that will fail.
 
 The sample is spread over the input. Its rows are rendered and checked; those that can run go through one engine in
-this process until CALIBRATE_S are over. A row that still runs then counts with the middle between its age and its
-limit. The plan is kept beside the output, and the job's report states plan against fact.
+this process until CALIBRATE_S are over. A row that still runs then has a length between its age and its limit. The
+plan is kept beside the output, and the job's report states plan against fact.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def sample(job: Any, rows: int = SAMPLE_ROWS) -> tuple[float, list[Request], lis
 
 def calibrate(
     engine: Any, requests: Sequence[Request], seconds: float, slots: int
-) -> tuple[list[float], list[float], list[str]]:
-    """(output tokens of each row, all samples; tokens/s of stretches; kinds of errors)."""
+) -> tuple[list[tuple[float, float]], list[float], list[str]]:
+    """(output tokens of each row at least and at most, all samples; tokens/s of stretches; kinds of errors)."""
     waiting = list(reversed(requests))
     held: dict[str, tuple[Request, int]] = {}  # running: the request, samples that have not ended
     lengths: Counter[str] = Counter()
@@ -163,10 +163,11 @@ def calibrate(
             waiting or sum(n for _, n in held.values()) >= slots / 2
         ):  # an engine that runs dry says nothing of a full one
             marks.append((time.monotonic(), tokens))
-    for id, (request, _) in held.items():
-        lengths[id] = (lengths[id] + request.decoding.n * request.decoding.max_tokens) // 2
+    for id in held:
         engine.cancel(id)
-    return list(map(float, lengths.values())), _rates(marks, tokens, begin), failed
+    limits = {id: request.decoding.n * request.decoding.max_tokens for id, (request, _) in held.items()}
+    known = [(float(n), float(limits.get(id, n))) for id, n in lengths.items()]
+    return known, _rates(marks, tokens, begin), failed
 
 
 def _rates(marks: Sequence[tuple[float, int]], tokens: int, begin: float) -> list[float]:

@@ -4,9 +4,10 @@
     seconds = start-up + tokens / (tokens per second of one engine * actors)
     cost    = seconds * actors * price per hour / 3600
 
-The interval (about 80 %) holds the sampling error of the mean length, with Student's t for small samples replaced by
-the normal quantile, and the spread of the rate over the calibration's halves. Not in it: a machine that gets busier,
-and lengths of a corpus whose first rows differ from its rest (the sample is spread over the input to avoid that).
+A row that still ran at the end of the calibration has a length between its age and its limit: the forecast takes the
+middle, the interval all of it. The interval (about 80 %) further holds the sampling error of the mean length and the
+spread of the rate over the calibration's stretches. Not in it: a machine that gets busier, and a corpus whose sample
+(spread over the input) differs from the rest.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def forecast(
     *,
     rows: int,
     failing_share: float,
-    lengths: Sequence[float],
+    lengths: Sequence[tuple[float, float]],
     rates: Sequence[float],
     startup_s: float,
     memory_bytes: int,
@@ -57,11 +58,12 @@ def forecast(
     actors: int = 1,
     price: Mapping[str, Any] | None = None,
 ) -> Forecast:
-    """lengths: output tokens (all samples) of each calibrated row; rates: tokens/s of stretches of the calibration;
-    limit: most tokens a row may have, which bounds the interval."""
+    """lengths: output tokens (all samples) of each calibrated row, at least and at most: equal when it finished;
+    rates: tokens/s of stretches of the calibration; limit: most tokens a row may have, which bounds the interval."""
     n = len(lengths)
-    mean = sum(lengths) / n
-    sd = math.sqrt(sum((x - mean) ** 2 for x in lengths) / (n - 1)) if n > 1 else mean
+    least, most_mean = (sum(one[i] for one in lengths) / n for i in (0, 1))
+    mean = (least + most_mean) / 2
+    sd = math.sqrt(sum(((a + b) / 2 - mean) ** 2 for a, b in lengths) / (n - 1)) if n > 1 else mean
     rate = sum(rates) / len(rates)
     rate_sd = math.sqrt(sum((x - rate) ** 2 for x in rates) / (len(rates) - 1)) if len(rates) > 1 else 0.1 * rate
     running = rows * (1 - failing_share)
@@ -69,15 +71,16 @@ def forecast(
     both = math.sqrt(length_error**2 + (rate_sd / rate) ** 2)
     tokens, most = running * mean, running * limit
     spread, spread_tokens, spread_rate = (math.exp(Z80 * error) for error in (both, length_error, rate_sd / rate))
-    slowest = min(tokens * spread, most * spread_rate)
-    low, middle, high = (startup_s + t / (rate * actors) for t in (tokens / spread, tokens, slowest))
+    fewest, longest = running * least, running * most_mean  # if the rows that still ran had all ended, or gone on
+    slowest = min(longest * spread, most * spread_rate)
+    low, middle, high = (startup_s + t / (rate * actors) for t in (fewest / spread, tokens, slowest))
     hour = None if price is None else float(price["per_hour"]) * actors / 3600
     return Forecast(
         rows=rows,
         failing_rows=rows * failing_share,
         output_tokens=tokens,
-        output_tokens_low=tokens / spread_tokens,
-        output_tokens_high=min(tokens * spread_tokens, most),
+        output_tokens_low=fewest / spread_tokens,
+        output_tokens_high=min(longest * spread_tokens, most),
         tokens_per_s=rate * actors,
         seconds=middle,
         seconds_low=low,

@@ -7,13 +7,14 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydecode.metrics import Histogram, Timeline, compare, forecast
 from raydecode.metrics.timeline import MOST
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.floats(0, 1))
 def test_quantiles_are_within_two_percent(values, q):
     histogram = Histogram()
@@ -25,6 +26,7 @@ def test_quantiles_are_within_two_percent(values, q):
     assert sum(count for _, _, count in histogram.bars()) == len(values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 10)), min_size=1, max_size=300))
 def test_a_timeline_keeps_its_sum_and_its_size(points):
     line = Timeline()
@@ -35,6 +37,7 @@ def test_a_timeline_keeps_its_sum_and_its_size(points):
     assert len(rates) <= MOST
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 2e3), st.floats(0, 10)), min_size=1, max_size=60))
 def test_spread_amounts_lie_where_they_accrued(rows):
     began, took, amounts = np.array(rows).T
@@ -61,16 +64,36 @@ def test_a_timeline_does_not_depend_on_order():
 
 
 def test_forecast_scales_and_prices():
-    plan = forecast(rows=1000, failing_share=0.1, lengths=[10, 20, 30], rates=[90, 110], startup_s=5, memory_bytes=7,
-                    actors=2, price={"per_hour": 3600, "currency": "EUR"})  # fmt: skip
+    price = {"per_hour": 3600, "currency": "EUR"}
+    lengths = [(10, 10), (20, 20), (30, 30)]
+    plan = forecast(
+        rows=1000,
+        failing_share=0.1,
+        lengths=lengths,
+        rates=[90, 110],
+        startup_s=5,
+        memory_bytes=7,
+        actors=2,
+        price=price,
+    )
     assert plan.output_tokens == pytest.approx(18000)
     assert plan.seconds == pytest.approx(5 + 18000 / 200)
     assert plan.cost == pytest.approx(plan.seconds * 2)
     assert plan.seconds_low < plan.seconds < plan.seconds_high
     assert plan.failing_rows == pytest.approx(100)
-    one = forecast(rows=10, failing_share=0, lengths=[4], rates=[8], startup_s=0, memory_bytes=0)
+    one = forecast(rows=10, failing_share=0, lengths=[(4, 4)], rates=[8], startup_s=0, memory_bytes=0)
     assert one.cost is None
     assert math.isfinite(one.seconds_high)
+
+
+def test_rows_that_still_ran_widen_the_interval_up_to_the_limit():
+    known = forecast(rows=100, failing_share=0, lengths=[(10, 10)] * 20, rates=[9, 11], startup_s=0, memory_bytes=0)
+    open_ = forecast(
+        rows=100, failing_share=0, lengths=[(5, 40)] * 20, rates=[9, 11], startup_s=0, memory_bytes=0, limit=40
+    )
+    assert known.output_tokens_high - known.output_tokens_low < 1
+    assert (open_.output_tokens_low, open_.output_tokens_high) == pytest.approx((500, 4000))
+    assert open_.seconds_low < 50 < 400 < open_.seconds_high
 
 
 def test_compare_leaves_out_what_is_not_known():

@@ -37,6 +37,7 @@ def address() -> Iterator[str]:
     """A cluster of one node with a dashboard; it ends when its stdin closes."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | OPEN
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # a job's `python` is the node's first
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True, env=environment,
