@@ -21,6 +21,8 @@ from raydecode.errors import JobError, UserError
 
 EXCLUDES = (".git", ".venv", "out", "site", "*.safetensors", "*.gguf", "*.pt", ".*_cache", "__pycache__")
 POLL_S = 2.0
+AGENT_S = 120.0
+"""A new head says "no available agent" until its own agent is up: 10 s quiet, over a minute on a busy machine."""
 PATIENCE_S = 600.0
 """A connection may be gone this long (a closed laptop, a restarted proxy) before watching ends."""
 
@@ -79,13 +81,23 @@ def connect(address: str) -> Any:
         ) from None  # fmt: skip
 
 
-def submit(client: Any, command: str, folder: Path) -> str:
-    """Pack, upload, start; returns the submission's id."""
-    id = f"raydecode-{uuid.uuid4().hex[:8]}"
-    try:
-        return client.submit_job(entrypoint=command, submission_id=id, runtime_env=runtime_env(folder))
-    except (ConnectionError, RuntimeError, OSError) as error:
-        raise JobError(f"the job was not accepted: {error}") from error
+def submit(
+    client: Any,
+    command: str,
+    folder: Path,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Pack, upload, start; returns the submission's id. A cluster that is still starting gets AGENT_S."""
+    id, env, began = f"raydecode-{uuid.uuid4().hex[:8]}", runtime_env(folder), clock()
+    while True:
+        try:
+            return client.submit_job(entrypoint=command, submission_id=id, runtime_env=env)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            if "No available agent" not in str(error) or clock() - began > AGENT_S:
+                raise JobError(f"the job was not accepted: {error}") from error
+        sleep(POLL_S)
 
 
 def follow(

@@ -57,6 +57,22 @@ def test_failed_is_failed():
     assert submit.follow(Recorded(("FAILED", "")), "id", print, sleep=lambda s: None) == "FAILED"
 
 
+def test_a_cluster_that_still_starts_is_waited_for(tmp_path):
+    answers = [RuntimeError("No available agent to submit job, please try again later.")] * 3 + [None]
+
+    def submit_job(entrypoint, submission_id, runtime_env):
+        answer = answers.pop(0)
+        if answer:
+            raise answer
+        return submission_id
+
+    client = SimpleNamespace(submit_job=submit_job)
+    assert submit.submit(client, "c", tmp_path, sleep=lambda s: None).startswith("raydecode-")
+    answers[:] = [RuntimeError("500: disk full")]
+    with pytest.raises(JobError, match="disk full"):
+        submit.submit(client, "c", tmp_path, sleep=lambda s: None)
+
+
 def test_the_command_survives_a_shell():
     command = submit.entrypoint(Path("job.yaml"), ["prompt.template={{ q }} it's", "input.path=[a,b]"], ["--overwrite"])
     words = shlex.split(command)
