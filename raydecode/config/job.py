@@ -267,8 +267,7 @@ class JobConfig(Section):
         engine = {k: v for k, v in whole["engine"].items() if k not in ("slots", "threads")}
         prompt = self.prompt.section(self.input.format)
         if "file" in prompt:
-            with open(str(prompt.pop("file")), "rb") as stream:
-                prompt["file_sha256"] = hashlib.sha256(stream.read()).hexdigest()
+            prompt["file_sha256"] = _sha256(str(prompt.pop("file")))
         return {
             "model": whole["model"],
             "engine": engine,
@@ -281,3 +280,11 @@ class JobConfig(Section):
     def locate(self, error: UserError) -> UserError:
         """The error with the place of its field in the file the job came from: "(job.yaml, line 14)"."""
         return located(error, self._lines)
+
+
+def _sha256(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", field="prompt.file", value=path) from None

@@ -211,3 +211,9 @@ def test_a_prompt_file_counts_by_content(tmp_path):
     first = parse_job(job).identity()
     file.write_text("template: b")
     assert parse_job(job).identity() != first
+
+
+def test_a_missing_prompt_file_is_a_users_error():
+    with pytest.raises(UserError) as caught:
+        parse_job(SMALL + "prompt: {file: nowhere.yaml}\n").identity()
+    assert caught.value.field == "prompt.file"
