@@ -183,7 +183,7 @@ def get(room: str, name: str, where: str = "") -> Method:
 
 
 def option_error(method: Method, error: ValidationError, where: str) -> UserError:
-    """pydantic's complaint as one of ours: field, value, nearest valid name. A wrong name comes before a missing one."""
+    """pydantic's complaint as one of ours: field, value, nearest valid name; a wrong name before a missing one."""
     complaints = error.errors()
     first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
     place = ".".join([where, *map(str, first["loc"])]) if where else ".".join(map(str, first["loc"]))
