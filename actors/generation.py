@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.ledger import Call
-from actors.prepare import Prepare, read_ready
+from actors.prepare import read_ready
 from actors.rows import EXTRA, Requests, output_columns, samples_of
 from actors.stepper import Stepper
 from raydecode.config import JobConfig
@@ -55,6 +55,7 @@ class GenerationActor:
     """worker: this process's name in the ledger, never used twice
     job:    `JobConfig.to_json()`
     output: url of the output folder
+    prepare: what the reading side does to a block (actors/prepare.py), for blocks that are read here
     build:  makes the engine of a job
     spare:  may leave when there was nothing to do for SPARE_S, though the job goes on
     ledger: calls a method of the ledger and waits for the answer
@@ -69,14 +70,14 @@ class GenerationActor:
         output: str,
         attempt: int,
         *,
+        prepare: Callable[[pa.Table], pa.Table],
         build: Callable[[JobConfig], Any],
         ledger: Call,
         fetch: Callable[[Any], pa.Table],
         spare: bool = False,
     ) -> None:
         self.worker, self._job, self._corpus, self._attempt = worker, JobConfig.model_validate(job), corpus, attempt
-        self._build, self._ledger, self._fetch, self._spare = build, ledger, fetch, spare
-        self._prepare = Prepare(self._job.prompt.section(self._job.input.format), corpus.schema.names)
+        self._prepare, self._build, self._ledger, self._fetch, self._spare = prepare, build, ledger, fetch, spare
         self._storage = open_storage(output)
         self._requests, self._columns = Requests(self._job), output_columns(self._job)
         schema = OutputSchema(corpus.schema, self._columns, corpus.id, EXTRA)

@@ -60,9 +60,9 @@ class Pool:
             self._advance(refs[ref], ref)
 
     @property
-    def placeless(self) -> bool:
-        """No actor has come up yet: the cluster has no room for one, or they are slow to start."""
-        return all(member.starting is not None for member in self._members.values())
+    def came_up(self) -> bool:
+        """Some worker was ready at some time: the cluster has room for one."""
+        return any("ready_at" in about for about in self.about.values())
 
     def kill(self, name: str, reason: str) -> None:
         """On the watchdog's order. Its stacks go into the message while it can still tell them."""
@@ -78,15 +78,18 @@ class Pool:
         print(f"worker {name}: {reason}\n{stacks}", file=sys.stderr)
         self._bury(member, "watchdog", f"{reason}\n{stacks}")
 
-    def close(self, patience_s: float) -> None:
-        """Let the actors commit and leave, then end those that did not."""
+    def wait(self, patience_s: float) -> None:
+        """The job has ended: let the workers commit what they hold and leave."""
         import ray
 
         running = {member.running: member for member in self._members.values() if member.starting is None}
-        if running and patience_s > 0:
+        if running:
             left, _ = ray.wait(list(running), num_returns=len(running), timeout=patience_s)
             for ref in left:
                 self._ask_facts(running[ref])
+
+    def close(self) -> None:
+        """End every process that is left."""
         for member in list(self._members.values()):
             self._remove(member)
 

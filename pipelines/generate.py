@@ -43,7 +43,7 @@ from raydecode.corpus.log import Fenced, Owner, finished, replay
 from raydecode.corpus.records import State, schema_from_text, schema_to_text
 from raydecode.corpus.rows import OutputSchema
 from raydecode.corpus.storage import Storage, open_storage, prepare
-from raydecode.corpus.templates import Renderer
+from raydecode.corpus.templates import Renderer, with_file
 from raydecode.errors import JobError
 
 POLL_S = 0.25
@@ -100,7 +100,8 @@ def run(
     began = time.monotonic()
     tell = progress or (lambda view: None)
     storage = open_storage(job.output.path)
-    state = State() if overwrite else _state(storage)
+    there = _state(storage)
+    state = State() if overwrite else there
     job = _pinned(job, state)
     format = None if job.input.format == "auto" else job.input.format
     files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
@@ -121,7 +122,7 @@ def run(
                 barren, rows = (0 if now.rows > rows else barren + 1), now.rows
                 if barren >= RESTARTS:
                     raise JobError(f"the ledger died {barren} times without a commit; the last: {error}") from error
-                overwrite = overwrite and now.attempt == state.attempt
+                overwrite = overwrite and now.attempt == there.attempt
     tell(View("reporting", time.monotonic() - began))
     return _summary(storage, began, opened.rows, workers=workers)
 
@@ -131,46 +132,60 @@ def _attempt(
     takeover: bool, overwrite: bool,
 ) -> tuple[Mapping[str, Any], Opened]:  # fmt: skip
     """One ledger's life. Raises RayActorError when it dies."""
+    size, least = job.actors.max, job.actors.min
+    render = Prepare(with_file(job.prompt.section(job.input.format)), corpus.schema.names)
+    with _ledger(ray, job, storage, corpus, render) as ledger:
+        schema, owner = schema_to_text(corpus.schema), Owner.me()
+        opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
+        placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
+        worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
+        shared = (_absolute(job, job.engine.threads or threads), corpus, storage.url, opened.attempt)
+
+        def spawn(name: str, spare: bool) -> Any:
+            return worker.remote(name, *shared, prepare=render, build=_build, ledger=ledger, fetch=_fetch, spare=spare)
+
+        pool = Pool(spawn, min(size, max(least, opened.units)), least, ledger, prefix=f"{opened.attempt}.")
+        try:
+            ended = _watch(ledger, pool, lambda progress: tell(View("running", time.monotonic() - began, progress)))
+        except ray.exceptions.RayActorError:
+            _raise_if_fenced(storage, opened)
+            raise
+        finally:
+            pool.close()
+    if ended == "fenced":
+        raise Fenced(f"{storage.url}: another run took over; this one stops")
+    if ended != "finished":
+        room = f"\nno worker found a place: each asks for {placed}, free are {free(ray)}" if not pool.came_up else ""
+        raise JobError(ended + room)
+    return pool.about, opened
+
+
+def _watch(ledger: Remote, pool: Pool, tell: Callable[[Progress], None]) -> str:
+    """Keep the pool alive until the ledger has an end; returns it, with every worker gone that goes in peace."""
+    while True:
+        look = ledger("look")
+        tell(look.progress)
+        if look.progress.ended:
+            pool.wait(PATIENCE_S)
+            return look.progress.ended
+        for kill in look.kills:
+            pool.kill(kill.worker, kill.reason)
+        pool.poll()
+        time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def _ledger(ray: Any, job: JobConfig, storage: Storage, corpus: Corpus, render: Prepare) -> Iterator[Remote]:
     size = job.actors.max
-    blocks = partial(_blocks, prompt=job.prompt.section(job.input.format), ahead=size + 2 * cpus_of(ray))
+    blocks = partial(_blocks, render=render, ahead=size + 2 * cpus_of(ray))
     actor = ray.remote(LedgerActor).options(num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0)
     handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
-    ledger = Remote(handle)
-    schema, owner = schema_to_text(corpus.schema), Owner.me()
-    opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
-    placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
-    threads = job.engine.threads or threads
-    worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
-    shared = (_absolute(job, threads), corpus, storage.url, opened.attempt)
-
-    def spawn(name: str, spare: bool) -> Any:
-        return worker.remote(name, *shared, build=_build, ledger=ledger, fetch=_fetch, spare=spare)
-
-    least, prefix = job.actors.min, f"{opened.attempt}."
-    pool = Pool(spawn, min(size, max(least, opened.units)), least, ledger, prefix)
-    patience, placeless = 0.0, False
     try:
-        while True:
-            look = ledger("look")
-            tell(View("running", time.monotonic() - began, look.progress))
-            if look.progress.ended:
-                placeless = pool.placeless
-                break
-            for kill in look.kills:
-                pool.kill(kill.worker, kill.reason)
-            pool.poll()
-            time.sleep(POLL_S)
-        patience = PATIENCE_S
-    except ray.exceptions.RayActorError:
-        _raise_if_fenced(storage, opened)
-        raise
+        yield Remote(handle)
     finally:
-        pool.close(patience)
-        _end(ray, handle)
-    if placeless and look.progress.ended != "finished":
-        raise JobError(f"{look.progress.ended}\nno worker found a place: each asks for {placed}, free are {free(ray)}")
-    _raise_unless_finished(storage, look.progress.ended)
-    return pool.about, opened
+        with contextlib.suppress(Exception):  # it is gone or fenced: then there is nothing to close
+            ray.get(handle.close.remote(), timeout=10)
+        ray.kill(handle, no_restart=True)
 
 
 # ---------------------------------------------------------------------- before Ray
@@ -220,8 +235,6 @@ def _absolute(job: JobConfig, threads: int) -> dict[str, Any]:
     """The job for processes that run in other folders."""
     out = job.to_json()
     out["engine"]["threads"] = threads
-    if out["prompt"].get("file"):
-        out["prompt"]["file"] = os.path.abspath(out["prompt"]["file"])
     if os.path.exists(out["model"]["source"]):
         out["model"]["source"] = os.path.abspath(out["model"]["source"])
     return out
@@ -237,12 +250,11 @@ def _units(corpus: Corpus, state: State, actors: int) -> list[Span]:
 
 
 def _blocks(
-    corpus: Corpus, units: Sequence[Span], *, prompt: Mapping[str, Any], ahead: int
+    corpus: Corpus, units: Sequence[Span], *, render: Prepare, ahead: int
 ) -> Iterator[tuple[Any, Sequence[Span]]]:
     from pipelines.blocks import stream
 
-    lots = group_reads(corpus, units)
-    return stream(lots, partial(read_ready, corpus), Prepare(prompt, corpus.schema.names), ahead=ahead, cpus=READ_CPUS)
+    return stream(group_reads(corpus, units), partial(read_ready, corpus), render, ahead=ahead, cpus=READ_CPUS)
 
 
 # ---------------------------------------------------------------------- in the actors
@@ -259,23 +271,10 @@ def _fetch(ref: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- the end
-def _end(ray: Any, handle: Any) -> None:
-    with contextlib.suppress(Exception):  # it is gone or fenced: then there is nothing to close
-        ray.get(handle.close.remote(), timeout=10)
-    ray.kill(handle, no_restart=True)
-
-
 def _raise_if_fenced(storage: Storage, opened: Opened) -> None:
     now = replay(storage).attempt
     if now > opened.attempt:
         raise Fenced(f"{storage.url}: attempt {now} took over from this run (attempt {opened.attempt}), which stops")
-
-
-def _raise_unless_finished(storage: Storage, ended: str) -> None:
-    if ended == "fenced":
-        raise Fenced(f"{storage.url}: another run took over; this one stops")
-    if ended != "finished":
-        raise JobError(ended)
 
 
 def _summary(

@@ -60,7 +60,7 @@ class Renderer:
         columns: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        section = _with_file(dict(prompt))
+        section = with_file(dict(prompt))
         self._clock = clock
         self._column = section.get("messages")
         self._system = section.get("system")
@@ -281,7 +281,7 @@ def _explain(message: str, row: Mapping[str, Any]) -> str:
     return f"{message}; nearest column: {close}" if close else f"{message}; columns: {', '.join(row)}"
 
 
-def _with_file(section: dict[str, Any]) -> dict[str, Any]:
+def with_file(section: dict[str, Any]) -> dict[str, Any]:
     for key in section:
         if key not in _KEYS:
             raise UserError(
@@ -309,4 +309,4 @@ def _with_file(section: dict[str, Any]) -> dict[str, Any]:
     loaded = {"template": loaded.pop("prompt"), **loaded} if "prompt" in loaded and "template" not in loaded else loaded
     if "file" in loaded:
         raise UserError("a prompt file cannot name another", field="prompt.file", value=path)
-    return _with_file(loaded | section)
+    return with_file(loaded | section)

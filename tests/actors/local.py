@@ -82,7 +82,7 @@ class LocalJob:
         url = open_storage(self.job.output.path).url
         return GenerationActor(
             name, self.job.to_json(), self.corpus, url, self.opened.attempt,
-            build=build, ledger=self.call, fetch=fetch, spare=spare,
+            prepare=self.prepare, build=build, ledger=self.call, fetch=fetch, spare=spare,
         )  # fmt: skip
 
     def run(self, workers: int = 1, **options) -> list[str]:
