@@ -260,7 +260,8 @@ class Drafter(Protocol):
 
 
 class Monitor(Protocol):
-    """A fold over one row's events. State is immutable: a fork shares it, a rollback keeps the old one."""
+    """A fold over one row's events. State is an immutable value, compared with ==: a fork shares it, a rollback keeps
+    the old one, a replay makes an equal one."""
 
     needs: Needs
     effects: Effects

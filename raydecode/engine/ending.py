@@ -25,13 +25,13 @@ def settled(text: bytes, stops: Sequence[bytes]) -> int:
     Held back are an ending that may become a stop string, and an unfinished UTF-8 character (a caller who decodes
     shown pieces one by one then never meets half a character; bytes that are no UTF-8 at all are not held).
     """
-    keep = len(text) - _unfinished(text)
+    keep = len(text)
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), 0, -1):
             if text.endswith(stop[:size]):
                 keep = min(keep, len(text) - size)
                 break
-    return keep
+    return keep - _unfinished(text[max(keep - 4, 0) : keep])
 
 
 def _unfinished(text: bytes) -> int:

@@ -11,6 +11,7 @@ from raydecode.contracts import Needs
 from raydecode.engine.toy import ToyEngine
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from tests.methods import visiting
+from tests.methods.samplers import Stateless
 
 T, P = (lambda v: Card("temperature", {"value": v})), (lambda p: Card("top_p", {"p": p}))
 CHAINS = [(), (T(0.5),), (T(2.0),), (T(2.0), P(0.5)), (P(0.9), T(0.7)), (Card("greedy"),), (T(0.0),)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 
 import pytest
@@ -219,3 +220,39 @@ def test_given_objects_are_used():
         assert ToyEngine(given={("samplers", "mirostat_like"): own}).method("samplers", "mirostat_like") is own
         engine = ToyEngine()
         assert engine.method("samplers", "greedy") is engine.method("samplers", "greedy")
+
+
+# ------------------------------------------------------------------------------------ text in pieces of a byte or two
+class Bytes(ToyLane):
+    """The same table with tokens that are parts of characters, and one that spans two."""
+
+    token_bytes = (b"\xc3", b"\xa9", b"x", b"\xe2\x82\xac\xc3", b"")
+
+
+class BytesLoop(Loop):
+    name = "toy"
+
+
+def test_shown_pieces_never_end_inside_a_character():
+    """Where the text so far is valid UTF-8 but for an unfinished end, that end waits; invalid bytes are not held."""
+    for seed in range(12):
+        engine = BytesLoop(Bytes(slots=2, context=64), stream=True)
+        engine.submit(_request(spec=DecodingSpec(max_tokens=20, seed=seed, stop=(b"\xa9x",), ignore_eos=True)))
+        shown, outcome = b"", None
+        while engine.busy:
+            for event in engine.step():
+                match event:
+                    case TextEvent():
+                        shown += event.bytes
+                    case OutcomeEvent():
+                        outcome = event
+            assert outcome or not _unfinished(shown), (seed, shown)
+        assert shown == outcome.text
+        assert b"\xa9x" not in outcome.text
+
+
+def _unfinished(text: bytes) -> bool:
+    """Python's own incremental decoder still waits for bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return bool(decoder.getstate()[0])
