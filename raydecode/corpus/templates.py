@@ -12,6 +12,7 @@ its loops): a template that loops costs its row, not the job. Every fault is Row
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -162,6 +163,9 @@ class Renderer:
         return False
 
 
+_PADDING = ("center", "indent")
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """A sandbox that looks at the clock in every turn of a loop, at every call, attribute and operator, so that a
     template that yields nothing is bounded, too; and that bounds what `~`, `+`, `*` and `**` may build."""
@@ -178,6 +182,8 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _TURN: lambda: None,  # `call` looks at the clock
             _JOIN: _joined,
         }
+        for name in _PADDING:
+            self.filters[name] = _narrow(self.filters[name])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -222,6 +228,18 @@ class _Joins(jinja2.visitor.NodeTransformer):
         return jinja2.nodes.Call(
             jinja2.nodes.Name(_JOIN, "load", lineno=node.lineno), node.nodes, [], None, None, lineno=node.lineno
         )
+
+
+def _narrow(pad: Callable[..., str]) -> Callable[..., str]:
+    """A filter that pads to a width its caller chooses, with the width bounded before the text is built."""
+
+    @functools.wraps(pad)
+    def bounded(value: Any, *arguments: Any, **named: Any) -> str:
+        if any(isinstance(one, int) and one > MAX_CHARS for one in (*arguments, *named.values())):
+            raise RowError("template", "TooLarge", f"a text grows beyond {MAX_CHARS:,} characters")
+        return pad(value, *arguments, **named)
+
+    return bounded
 
 
 def _joined(*parts: Any) -> str:

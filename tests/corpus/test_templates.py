@@ -135,6 +135,8 @@ def test_endless_loops_end(template):
         "{% set ns = namespace(s='x') %}{% for i in range(90) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{{ 'a' * 10**9 }}",
         "{{ [1] * 10**9 }}",
+        "{{ 'a' | center(10**9) }}",
+        "{{ 'a' | indent(width=10**9) }}",
         "{{ 9 ** 9999999 }}",
         "{% for i in range(99999) %}" + "x" * 200 + "{% endfor %}",
     ],
