@@ -63,7 +63,9 @@ def start_local(ray: Any, **options: Any) -> None:
     for last in (False, False, True):
         before = _children()
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+            ray.init(
+                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options
+            )
             return
         except Exception as error:
             if last or "timed out during startup" not in str(error):
