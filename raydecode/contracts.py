@@ -261,7 +261,9 @@ class Drafter(Protocol):
 
 class Monitor(Protocol):
     """A fold over one row's events. State is an immutable value, compared with ==: a fork shares it, a rollback keeps
-    the old one, a replay makes an equal one."""
+    the old one, a replay makes an equal one. `host` is no part of it: an engine has one object per method and one host,
+    so `open` keeps it on the object. A class may say `rehearsal`, service name -> function: stand-ins for the laws.
+    """
 
     needs: Needs
     effects: Effects

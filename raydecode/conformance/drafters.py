@@ -47,5 +47,7 @@ LAWS = (text_is_plain, states_are_plain, trees_are_valid)
 
 def _run(drafter: Card | None) -> tuple[Run, dict]:
     given, traces = recorded()
-    run = drive(ToyEngine(slots=32, given=given), workload.requests(drafter, max_tokens=24))
+    run = drive(
+        ToyEngine(slots=32, given=given, services=workload.services()), workload.requests(drafter, max_tokens=24)
+    )
     return run, traces()

@@ -1,7 +1,7 @@
 """Laws of monitors: a fold over one row's events with immutable state, whatever the engine does around it.
 
-States are compared with ==, so a state is a value: tuples, frozen dataclasses, numbers. Monitors that ask a service
-are given one by their own tests; here an unknown service is that row's fault.
+States are compared with ==, so a state is a value: tuples, frozen dataclasses, numbers. A monitor that asks a service
+names stand-ins for it (`rehearsal`); without them the row's fault is an unknown service, and little is tested.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def distortion_is_accounted(method: Method) -> None:
         prompt = request.prompt
         assert isinstance(prompt, Ids)
         for row, trace in recorder.traces.items():
-            monitor, state, context = method.factory(), recorder.opened[request.id], prompt.ids
+            monitor, context = method.factory(), prompt.ids
+            state = monitor.open(request, engine.host, _options(request))
             for event, after in trace:
                 expected = _price(monitor.constrain(state), toy.logits(context).double().numpy(), engine.host.eos)
                 close = math.isclose(event.kept, expected, abs_tol=2e-5)
@@ -187,7 +188,7 @@ def _requests(method: Method, options: dict[str, Any], n: int = 1) -> list[Reque
 
 def _drive(method: Method, requests: list[Request]) -> tuple[Run, MonitorRecorder]:
     recorder = MonitorRecorder(method.factory())
-    return drive(toy.ToyEngine(slots=8, given={("monitors", method.name): recorder}), requests), recorder
+    return drive(_engine(method, recorder), requests), recorder
 
 
 def _runs(method: Method) -> list[tuple[Request, MonitorRecorder, Run, toy.ToyEngine]]:
@@ -195,9 +196,14 @@ def _runs(method: Method) -> list[tuple[Request, MonitorRecorder, Run, toy.ToyEn
     for options in option_sets(method):
         for request in _requests(method, options):
             recorder = MonitorRecorder(method.factory())
-            engine = toy.ToyEngine(slots=4, given={("monitors", method.name): recorder})
+            engine = _engine(method, recorder)
             out.append((request, recorder, drive(engine, [request]), engine))
     return out
+
+
+def _engine(method: Method, recorder: MonitorRecorder) -> toy.ToyEngine:
+    given = {("monitors", method.name): recorder}
+    return toy.ToyEngine(slots=8, given=given, services=getattr(method.factory, "rehearsal", None))
 
 
 def _options(request: Request) -> dict[str, Any]:

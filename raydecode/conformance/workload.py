@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 from raydecode import registry
 from raydecode.conformance.options import option_sets
@@ -28,6 +30,14 @@ def monitor_sets() -> list[tuple[Card, ...]]:
     """None, every registered monitor alone that loads nothing, and all of them together."""
     cards = [Card(m.name, option_sets(m)[0]) for m in registry.cards("monitors") if not m.loads]
     return [(), *((card,) for card in cards), *([tuple(cards)] if len(cards) > 1 else [])]
+
+
+def services() -> dict[str, Callable[[Any], Any]]:
+    """The stand-ins (`rehearsal`) of all registered monitors."""
+    found: dict[str, Callable[[Any], Any]] = {}
+    for method in registry.cards("monitors"):
+        found |= getattr(method.factory, "rehearsal", {})
+    return found
 
 
 def requests(drafter: Card | None = None, max_tokens: int = 14, n: int = 2) -> list[Request]:

@@ -16,7 +16,7 @@ from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from tests.methods import monitors as own
 from tests.methods import visiting
 
-HONEST = ["brackets", "entropy_stop", "bad_word", "bias_a", "hinting", "source_spy"]
+HONEST = ["slow_members", "brackets", "entropy_stop", "bad_word", "bias_a", "hinting", "source_spy"]
 BREAKS = {
     "mutating": monitors.fold,
     "nosy": monitors.questions_change_nothing,
@@ -71,10 +71,6 @@ def test_looking_at_token_ends_only_is_caught():
 
 
 # ------------------------------------------------------------------------------------------------------ parked rows
-def _members(tokens: list[int]) -> list[int]:
-    return [own.A, own.OPEN, own.EOS] if len(tokens) % 2 else [own.B, own.CLOSE]
-
-
 def _requests(drafter=None):
     slow = DecodingSpec(max_tokens=16, seed=2, n=2, monitors=(Card("slow_members"), Card("brackets")), drafter=drafter)
     free = DecodingSpec(max_tokens=16, seed=2, drafter=drafter)
@@ -92,12 +88,12 @@ def test_a_parked_row_ends_as_with_an_instant_answer(drafter):
                 pass
             return events
 
-    instant = drive(Instant(services={"members": _members}), _requests())
+    instant = drive(Instant(services={"members": own.members}), _requests())
     gate = threading.Event()
 
     def gated(tokens):
         assert gate.wait(30)
-        return _members(tokens)
+        return own.members(tokens)
 
     engine = ToyEngine(services={"members": gated})
     for request in _requests(drafter):
@@ -129,13 +125,13 @@ def test_a_service_that_raises_ends_its_row():
 
 
 def test_an_unknown_service_names_the_known_ones():
-    run = drive(ToyEngine(services={"other": _members}), _requests())
+    run = drive(ToyEngine(services={"other": own.members}), _requests())
     assert run.outcomes[RowId("slow")].error.message == "no service 'members'; given: other"
 
 
 def test_a_parked_row_can_be_cancelled():
     gate = threading.Event()
-    engine = ToyEngine(slots=2, services={"members": lambda tokens: gate.wait(30) and _members(tokens)})
+    engine = ToyEngine(slots=2, services={"members": lambda tokens: gate.wait(30) and own.members(tokens)})
     engine.submit(_requests()[0])
     for _ in range(30):
         engine.step()

@@ -126,24 +126,31 @@ class Hinting(Watching):
         return Constraint(hint=(A, B))
 
 
+def members(tokens: list[int]) -> list[int]:
+    """The service of `SlowMembers`: what may follow, by the length of the text."""
+    return [A, OPEN, EOS] if len(tokens) % 2 else [B, CLOSE]
+
+
 class SlowMembers(Watching):
     """After a "b", ask the service `members` what may follow; the row is parked until it answers."""
 
-    def open(self, request: Request, host: Host, options: Options) -> tuple[Host, tuple[int, ...]]:
-        return host, ()
+    rehearsal = {"members": members}
 
-    def observe(self, state: tuple[Host, tuple[int, ...]], event: TokenEvent) -> tuple[Host, tuple[int, ...]]:
-        return state[0], (*state[1], event.token)
+    def open(self, request: Request, host: Host, options: Options) -> tuple[int, ...]:
+        self.host = host
+        return ()
 
-    def constrain(self, state: tuple[Host, tuple[int, ...]]) -> Constraint | Pending | None:
-        host, tokens = state
-        if not tokens or tokens[-1] != B:
+    def observe(self, state: tuple[int, ...], event: TokenEvent) -> tuple[int, ...]:
+        return (*state, event.token)
+
+    def constrain(self, state: tuple[int, ...]) -> Constraint | Pending | None:
+        if not state or state[-1] != B:
             return None
-        answer = host.ask("members", list(tokens))
+        answer = self.host.ask("members", list(state))
         return answer if isinstance(answer, Pending) else Constraint(allowed=frozenset(answer))
 
-    def close(self, state: tuple[Host, tuple[int, ...]], outcome: OutcomeEvent) -> Any:
-        return list(state[1])
+    def close(self, state: tuple[int, ...], outcome: OutcomeEvent) -> Any:
+        return list(state)
 
 
 class Scripted(Watching):
