@@ -78,6 +78,18 @@ def equal_keys_equal_texts(make: Make, request: Request) -> None:
         require(count > 1, make, "equal_keys_equal_texts", f"another key, the same text: {texts}")
 
 
+def limits_only_cut(make: Make, request: Request) -> None:
+    """max_tokens = k gives the first k tokens of any larger limit: a row does not know how long it may become.
+
+    For requests without monitors that read `max_tokens`.
+    """
+    whole = drive(make(slots=2), [_with(request, n=1)]).outcomes[RowId(request.id)]
+    for limit in range(1, len(whole.tokens)):
+        cut = drive(make(slots=2), [_with(request, n=1, max_tokens=limit)]).outcomes[RowId(request.id)]
+        same = cut.tokens == whole.tokens[:limit] and cut.reason == "length"
+        require(same, make, "limits_only_cut", f"max_tokens = {limit}: {cut}, whole {whole}")
+
+
 def cancel_frees_at_once(make: Make, requests: Sequence[Request], after: Sequence[int] = (0, 1, 3)) -> None:
     """Cancelled requests end once per sample; the others do not notice; the slot serves a row in the next step."""
     whole = drive(make(slots=4), requests)

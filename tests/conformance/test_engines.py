@@ -51,6 +51,11 @@ def test_equal_keys_equal_texts():
     engines.equal_keys_equal_texts(ToyEngine, SAMPLED)
 
 
+def test_limits_only_cut(requests):
+    for request in requests[::3]:
+        engines.limits_only_cut(ToyEngine, request)
+
+
 def test_cancel_frees_at_once(requests):
     engines.cancel_frees_at_once(ToyEngine, requests)
 
