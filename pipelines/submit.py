@@ -8,6 +8,7 @@ writes must outlive the cluster's temporary copy of this folder, so a relative o
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import time
@@ -67,6 +68,8 @@ def connect(address: str) -> Any:
         ) from None
     from ray.exceptions import AuthenticationError
 
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # else a line per package, again at each try
     try:
         return JobSubmissionClient(address)
     except AuthenticationError:
@@ -96,7 +99,8 @@ def submit(
             return client.submit_job(entrypoint=command, submission_id=id, runtime_env=env)
         except (ConnectionError, RuntimeError, OSError) as error:
             if "No available agent" not in str(error) or clock() - began > AGENT_S:
-                raise JobError(f"the job was not accepted: {error}") from error
+                hint = " (is its port 52365 taken by another Ray?)" if "No available agent" in str(error) else ""
+                raise JobError(f"the job was not accepted: {error}{hint}") from error
         sleep(POLL_S)
 
 
