@@ -57,13 +57,18 @@ class Cache:
         self._used[slot] = max(self._used[slot], length)
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        """Move the columns length + path[i] to length + i. Nothing to do for a chain."""
-        if list(path) == list(range(len(path))):
+        """Move the columns length + path[i] to length + i and zero those behind: a NaN in a dropped draft stays none."""
+        end = length + len(path)
+        moved = list(path) != list(range(len(path)))
+        if not moved and self._used[slot] <= end:
             return
-        source = torch.tensor([length + node for node in path])
+        source = torch.tensor([length + node for node in path], dtype=torch.int64)
         for keys, values in self._layers.values():
             for tensor in (keys, values):
-                tensor[slot, :, length : length + len(path)] = tensor[slot][:, source]
+                if moved:
+                    tensor[slot, :, length:end] = tensor[slot][:, source]
+                tensor[slot, :, end : self._used[slot]] = 0
+        self._used[slot] = end
 
     def fork(self, source: int, target: int, length: int) -> None:
         for keys, values in self._layers.values():

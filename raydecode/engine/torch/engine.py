@@ -16,6 +16,7 @@ import torch
 
 from raydecode import models
 from raydecode.engine.loop import Loop
+from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.errors import UserError, nearest
@@ -56,10 +57,11 @@ class TorchEngine(Loop):
         if threads:
             torch.set_num_threads(threads)
         self.dtype = resolve_dtype(dtype)
+        trust = bool(given.pop("trust_remote_code", False))
+        check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
         context = _context(card, self.dtype, slots, max_length)
         models.check(folder, dtype=self.dtype, kv_tokens=context)  # one row at full length must fit
-        trust = bool(given.pop("trust_remote_code", False))
         lane = TorchLane(folder, dtype=self.dtype, slots=slots, context=context, trust_remote_code=trust)
         super().__init__(lane, **given, **loop)
         self.promise_found: Promise = check_lane(lane, self.dtype)

@@ -1,7 +1,7 @@
 """Any transformers decoder-only model as a lane: one flat, ragged call per step.
 
 All new tokens of all rows go through the model as one sequence [1, M]; only attention knows about rows, and that is ours
-(`attention`). M is padded to a multiple of TILE, which makes every matrix product's rows independent of the batch.
+(`attention`). Dense layers are packed, or M is padded, which makes every product's rows independent of the batch (`linear`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from raydecode import models
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.torch import attention
-from raydecode.engine.torch.attention import TILE, Layout, Run
+from raydecode.engine.torch.attention import Layout, Run
 from raydecode.engine.torch.cache import Cache
-from raydecode.errors import Refused, RowError
+from raydecode.engine.torch.family import check_class
+from raydecode.engine.torch.linear import pack, padding
+from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
 from raydecode.tree import TokenTree
 
@@ -34,12 +36,9 @@ class TorchLane:
         AttentionInterface.register(attention.NAME, attention.attend)
         self.vocabulary = models.Vocabulary.of(folder, trust_remote_code=trust_remote_code)
         self.model = models.load_module(folder, dtype, trust_remote_code=trust_remote_code).eval()
-        if not getattr(self.model, "_supports_attention_backend", False) or self.model.config.is_encoder_decoder:
-            raise Refused(
-                f"{type(self.model).__name__} computes attention in a way of its own", field="model", value=str(folder),
-                hint="families on transformers' attention interface work: Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, Phi",
-            )  # fmt: skip
+        check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
+        self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context)
         self.eos = self.vocabulary.eos_ids
@@ -74,8 +73,8 @@ class TorchLane:
             self.cache.note(chunk.slot, chunk.start + len(chunk))
         self.cache.reserve(max(run.start + run.length for run in runs))
         layout = Layout(self.cache, runs)
-        pad = -len(ids) % TILE
-        keep = wanted + [0] * (-len(wanted) % TILE or TILE * (not wanted))
+        pad = padding(len(ids), self.dtype, self.packed)
+        keep = wanted + [0] * (padding(len(wanted), self.dtype, self.packed) + (not wanted))
         token = attention.current.set(layout)
         try:
             out = self.model(
@@ -87,8 +86,26 @@ class TorchLane:
             )
         finally:
             attention.current.reset(token)
-        logits_MV: Tensor = out.logits[0, : len(wanted)].float()
-        return Outputs(logits_MV[:, : len(self.token_bytes)])
+        logits_MV: Tensor = out.logits[0, : len(wanted), : len(self.token_bytes)].float()
+        if len(wanted) > sum(chunk.tree is not None for chunk in chunks):
+            self._refeed(chunks, logits_MV, needs)
+        return Outputs(logits_MV)
+
+    def _refeed(self, chunks: Sequence[Chunk], logits_MV: Tensor, needs: Needs) -> None:
+        """Feed chains that met a NaN or an infinity token by token: 0 * NaN let a later node into an earlier one."""
+        broken_M = ~logits_MV.sum(1).isfinite()
+        at = 0
+        for chunk in chunks:
+            size = len(chunk.tree) if chunk.tree else 0
+            if size > 1 and broken_M[at : at + size].any():
+                assert chunk.tree is not None
+                for i, token in enumerate(chunk.tree.token):
+                    prefix = chunk.prefix if i == 0 else ()
+                    start = chunk.start + (len(chunk.prefix) + i if i else 0)
+                    self.cache.keep(chunk.slot, start, ())
+                    one = Chunk(chunk.slot, start, prefix, TokenTree.root(token))
+                    logits_MV[at + i] = self.forward([one], needs).logits_MV[0]
+            at += size
 
     @torch.inference_mode()
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
