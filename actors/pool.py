@@ -55,7 +55,7 @@ class Pool:
         while len(self._members) < self._size:
             self._start()
         refs = {member.pending: member for member in self._members.values()}
-        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        ready = ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
         for ref in ready:
             self._advance(refs[ref], ref)
 
