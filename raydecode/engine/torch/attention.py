@@ -8,7 +8,8 @@ Scores and weights are explicit (softmax(q k^T) v) because the fused kernel's bi
    mate then only adds exact zeros. One product over all keys splits its sum by their number (192 against 256 keys
    differed in 54 of 54 cases of a probe; pieces of 128: 0).
 
-Legend: M nodes of all rows, N rows that feed one token, H heads, K key heads, G = H/K, D head size, S keys, T new tokens.
+Legend: M nodes of all rows, N rows that feed one token, H heads, K key heads, G = H/K heads per key head,
+R query rows of one product, D head size, S keys, T new tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from raydecode.engine.torch.family import refusal
 NAME = "raydecode"
 TILE, PIECE = 8, 128
 SPARE, OVERHEAD = 1.5, 1024
-"""Keys that a shared product may read for nothing: a share of the needed ones, and what a product of its own would cost."""
+"""A shared product may read SPARE times the keys it needs, and OVERHEAD more: what a product of its own would cost."""
 
 HARMLESS = frozenset({
     "position_ids", "cache_position", "position_embeddings", "is_causal", "use_cache", "output_attentions",
@@ -95,7 +96,7 @@ class Layout:
         return self.masks[-1 - group.low, window]
 
     def hidden_from_run(self, run: Run, copies: int, rows: int, window: int | None) -> Tensor:
-        """bool [rows, S], True = not attended to: `copies` times the run's tokens, then rows of padding that see all."""
+        """bool [rows, S], True = not attended to: `copies` times the run's tokens, then padding that sees all."""
         if (run.slot, window) not in self.masks:
             hidden_TS = _hidden(
                 torch.arange(run.start, run.start + run.length), rounded(run.start + run.length), window

@@ -57,7 +57,7 @@ class Cache:
         self._used[slot] = max(self._used[slot], length)
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        """Move the columns length + path[i] to length + i and zero those behind: a NaN in a dropped draft stays none."""
+        """Move the columns length + path[i] to length + i and zero those behind, which may hold a dropped draft's NaN."""
         end = length + len(path)
         moved = list(path) != list(range(len(path)))
         if not moved and self._used[slot] <= end:

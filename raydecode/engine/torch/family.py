@@ -1,7 +1,7 @@
 """Which model families this engine can run, decided from class and configuration, before weights load where it can.
 
 Needed: every layer that mixes positions does so through transformers' attention interface, with a causal mask, full or
-sliding. The check at start (`promise`) is the second net: a family that passes here and still mixes rows is refused there.
+sliding. The check at start (`promise`) is the second net: a family that passes here and still forgets is refused there.
 """
 
 from __future__ import annotations
