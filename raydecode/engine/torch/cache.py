@@ -57,7 +57,7 @@ class Cache:
         self._used[slot] = max(self._used[slot], length)
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        """Move the columns length + path[i] to length + i and zero those behind, which may hold a dropped draft's NaN."""
+        """Move the columns length + path[i] to length + i; zero those behind: a dropped draft may have left a NaN."""
         end = length + len(path)
         moved = list(path) != list(range(len(path)))
         if not moved and self._used[slot] <= end:

@@ -1,7 +1,7 @@
 """Any transformers decoder-only model as a lane: one flat, ragged call per step.
 
 All new tokens of all rows go through the model as one sequence [1, M]; only attention knows about rows, and that is
-ours (`attention`). Dense layers are packed or M is padded, so that a product's rows do not depend on the batch (`linear`).
+ours (`attention`). Dense layers are packed or M is padded, so a product's rows do not depend on the batch (`linear`).
 """
 
 from __future__ import annotations
