@@ -88,7 +88,7 @@ class GenerationActor:
         self._slots = self._job.engine.slots
         self._waiting: deque[tuple[Span, Request]] = deque()  # not announced: may still go back
         self._inside: dict[str, tuple[Span, Request]] = {}  # announced, fed or running
-        self._finished: list[Span] = []  # to be reported
+        self._finished: list[tuple[Span, int]] = []  # rows and their tokens, to be reported
         self._ahead = max(1, self._slots // 8)
         self._starved = 0
         self._orders: str | None = None  # why to stop
@@ -214,7 +214,7 @@ class GenerationActor:
                 continue
             self._parts.add(span, samples_of(request, outcomes, self.worker, self._columns))
             with self._lock:
-                self._finished.append(span)
+                self._finished.append((span, sum(len(one.tokens) for one in outcomes)))
 
     def _commit(self) -> None:
         try:

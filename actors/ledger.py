@@ -94,13 +94,15 @@ class LedgerActor:
         return reply
 
     def report(
-        self, worker: str, started: Iterable[Span], finished: Iterable[Span],
+        self, worker: str, started: Iterable[Span], finished: Iterable[tuple[Span, int]],
         tokens: int, waiting: int, step_s: float | None,
     ) -> Orders:  # fmt: skip
-        """Rows that are about to enter slots (they may, once this returns), rows that left them, and a sign of life."""
+        """Rows that are about to enter slots (they may, once this returns), rows that left them with the tokens they
+        made, and a sign of life."""
+        ended = list(finished)
         with self._lock:
             self._core.started(worker, started)
-            self._core.finished(worker, finished)
+            self._core.finished(worker, [row for row, _ in ended], [made for _, made in ended])
             return self._core.beat(worker, tokens, waiting, step_s)
 
     def returned(self, worker: str, rows: Iterable[Span]) -> None:

@@ -241,7 +241,7 @@ def _absolute(job: JobConfig, threads: int) -> dict[str, Any]:
 
 
 def _limits(job: JobConfig) -> Limits:
-    return Limits(**job.limits.model_dump())
+    return Limits(**job.limits.model_dump(), max_tokens=job.spec.n * job.spec.max_tokens)
 
 
 # ---------------------------------------------------------------------- the reading side; runs in the ledger's process
