@@ -517,15 +517,15 @@ class Ledger:
         self._ended = self._ended or reason
 
     def _eta(self) -> Eta | None:
-        now, held = self._clock(), 0
+        now, held = self._clock(), Cover()
         ages: list[int] = []
         for me in self._workers.values():
             step = statistics.median(me.step_s) if me.step_s else 0.0
             ages += [int((now - at) / step) if step > 0 else 0 for at in me.slots.values()]
-            held += len(me.slots) + len(me.ready)
-        done = self.log.state.done.size
-        per_row = done / self.log.state.rows if self.log.state.rows else 1.0  # bytes, for lines
-        return self._estimate.left(max(0.0, self._left / max(per_row, 1e-9) - held), ages)
+            held.update(Cover([*me.slots, *me.ready]))
+        seen = self.log.state.rows + sum(len(me.slots) + len(me.ready) for me in self._workers.values())
+        per_row = (self.log.state.done.size + held.size) / max(seen, 1)  # bytes of a line; 1 in Parquet
+        return self._estimate.left(max(0, self._left - held.size) / max(per_row, 1.0), ages)
 
     def _in_flight(self) -> int:
         return sum(len(me.slots) + len(me.ready) for me in self._workers.values())

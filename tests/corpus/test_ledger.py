@@ -444,6 +444,24 @@ def test_eta_counts_rows_that_wait_and_rows_that_run():
     assert eta.seconds == pytest.approx(95, rel=0.05)
 
 
+def test_eta_of_lines_before_the_first_commit():
+    """Positions of a line file are bytes: 40 lines of 100 bytes are 40 rows, not 4000."""
+    one, clock = ledger(n=4000, unit=4000, limits=Limits(max_tokens=20))
+    lines = [Span(0, 100 * i, 100 * (i + 1)) for i in range(40)]
+    one.offer("r", Span(0, 0, 4000))
+    one.next("a", 1)
+    one.started("a", lines[:4])
+    for second in range(1, 11):
+        clock.now = float(second)
+        one.beat("a", 4 * second, 36, step_s=1.0)
+        one.tick()
+    one.finished("a", lines[:4], [10] * 4)
+    one.started("a", lines[4:8])
+    eta = one.progress().eta
+    assert eta.low < 90 < eta.high
+    assert eta.seconds == pytest.approx(95, rel=0.05)
+
+
 def test_drained_worker_leaves_its_rows():
     one, _ = ledger()
     one.offer("r", Span(0, 0, 4))
