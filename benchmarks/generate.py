@@ -8,9 +8,9 @@ in a process of its own, one after the other. Two mixes of output lengths:
     uniform     every row makes --tokens tokens
     heavy       most rows short, one in twenty of 8 times the length (the mean is about that of `uniform`)
 
-Times are wall seconds of the whole command. `steady` is wall(all rows) - wall(--small rows), so that the start (imports,
-weights, Ray) drops out; it is reported apart. Ratios compare steady times. A second table mixes methods per row on the
-torch engine: greedy, temperature + top-p, min-p, penalties, by a `decoding` column, against one method for all.
+Times are wall seconds of the whole command. `steady` is wall(all rows) - wall(--small rows), so that the start
+(imports, weights, Ray) drops out; it is reported apart. Ratios compare steady times. A second table mixes methods per
+row on the torch engine: greedy, temperature + top-p, min-p, penalties, by a `decoding` column, against one for all.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_a_built_engine_runs() -> None:
     events = []
     while engine.busy:
         events += engine.step()
-    assert [event.reason for event in events if isinstance(event, OutcomeEvent)][0] in ("eos", "length")
+    assert {event.reason for event in events if isinstance(event, OutcomeEvent)} <= {"eos", "length"}
 
 
 def test_choosing_loads_neither_vllm_nor_ray() -> None:

@@ -16,6 +16,7 @@ from raydecode.errors import RowError
 
 CHUNK = 1 << 20
 MAX_LINE = 256 << 20
+MAX_DEPTH = 256  # of JSON
 _BOM = b"\xef\xbb\xbf"
 
 Line = tuple[int, int, bytes | RowError]  # offset, end of its span, text without its newline
@@ -82,9 +83,26 @@ def parse_json(line: bytes) -> dict[str, Any]:
         raise RowError("read", "InvalidJSON", "nested too deeply") from None
     except ValueError as error:
         raise RowError("read", "InvalidJSON", f"{error}: {line[:80].decode('utf-8', 'replace')!r}") from None
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+        raise RowError("read", "InvalidJSON", f"nested more than {MAX_DEPTH} levels deep")
     if not isinstance(value, dict):
         raise RowError("read", "InvalidRow", f"a line must hold a JSON object, found {type(value).__name__}")
     return value
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Nested beyond `limit`? What is deeper could be read here and be too deep where the stack is higher."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def decode(line: bytes) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydecode.corpus import ids
@@ -25,7 +26,7 @@ from raydecode.corpus.intervals import Span
 from raydecode.corpus.lines import PARSERS, lines_in
 from raydecode.corpus.records import InputFile
 from raydecode.corpus.rows import BLOCK_ERROR, BLOCK_FIELDS, RowFault
-from raydecode.corpus.schema import is_json, plain, to_columns
+from raydecode.corpus.schema import free_names, is_json, plain, to_columns
 from raydecode.corpus.staging import BAD, LINE, RAW
 from raydecode.corpus.storage import open_storage
 from raydecode.errors import RowError
@@ -80,7 +81,7 @@ def index_occurrences(corpus: Corpus, number: int) -> None:
 def parse_line(format: str, line: bytes | RowError) -> dict[str, Any]:
     if isinstance(line, RowError):
         raise line
-    return PARSERS[format](line)
+    return free_names(PARSERS[format](line))
 
 
 def _read_lines(corpus: Corpus, file: InputFile, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
@@ -154,6 +155,9 @@ def _table_block(corpus: Corpus, file: InputFile, start: int, rows: pa.Table) ->
         bad, raw = rows[BAD].to_pylist(), rows[RAW].to_pylist()
         rows = rows.drop_columns([BAD, RAW])
     rows = rows.rename_columns(plain(rows.schema).names)
+    rows, odd = _presentable(rows)
+    for i, fault in odd.items():
+        errors[i] = fault.block_record()
     columns = [_cast(rows, one) for one in corpus.schema]
     values = None if corpus.id is not None else rows.to_pylist()
     given = [_given(v) for v in rows[corpus.id].to_pylist()] if corpus.id in rows.column_names else [""] * n
@@ -167,6 +171,33 @@ def _table_block(corpus: Corpus, file: InputFile, start: int, rows: pa.Table) ->
     return _block(
         corpus, file, list(range(start, start + n)), list(range(start + 1, start + n + 1)), names, errors, columns
     )
+
+
+def _presentable(rows: pa.Table) -> tuple[pa.Table, dict[int, RowFault]]:
+    """The rows without values that no Python object can be (text that is not UTF-8, a date beyond the year 9999):
+    null instead, and a fault of that row. Columns of numbers and flags are not looked at."""
+    faults: dict[int, RowFault] = {}
+    for place, field in enumerate(rows.schema):
+        if pa.types.is_primitive(field.type) and not pa.types.is_temporal(field.type):
+            continue
+        column = rows.column(place)
+        try:
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                column.validate(full=True)
+            else:
+                column.to_pylist()
+        except (ValueError, OverflowError):  # UnicodeDecodeError and pa.ArrowInvalid are ValueErrors
+            keep = []
+            for i, value in enumerate(column):
+                try:
+                    value.as_py()
+                    keep.append(True)
+                except (ValueError, OverflowError) as error:
+                    keep.append(False)
+                    kind = "InvalidUTF8" if isinstance(error, UnicodeDecodeError) else "InvalidValue"
+                    faults.setdefault(i, RowFault("read", kind, f"column {field.name}: {error}"))
+            rows = rows.set_column(place, field, pc.if_else(pa.array(keep), column, pa.scalar(None, field.type)))
+    return rows, faults
 
 
 def _staged_fault(text: str) -> RowError:
@@ -229,7 +260,8 @@ def _unreadable(corpus: Corpus, file: InputFile, unit: Span, fault: RowFault) ->
 
 
 def _given(value: object) -> str:
-    return "" if value is None else str(value)
+    """The text of an id. A lone surrogate cannot be stored: its escape can, and stays different from others."""
+    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _with_ids(corpus: Corpus, file: InputFile, block: pa.Table) -> pa.Table:

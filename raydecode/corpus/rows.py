@@ -236,6 +236,8 @@ def row_spec(value: object) -> dict[str, Any] | None:
             raise RowError(
                 "decoding", "InvalidJSON", f"the decoding column is no JSON: {error}: {_cut(value)}"
             ) from None
+        if isinstance(value, str) and value.lstrip()[:1] == "{":
+            return row_spec(value)  # a column with texts and objects keeps its texts as JSON of JSON
         if value is not None and not isinstance(value, dict):
             raise RowError("decoding", "InvalidSpec", f"the decoding column must hold an object, found {_cut(value)}")
         return value or None

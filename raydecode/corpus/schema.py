@@ -16,6 +16,7 @@ import pyarrow as pa
 
 INTERNAL = ("_input", "_key", "_end", "_id", "_error")  # columns of a block that never reach the output
 EXTRA = "_extra"
+RESERVED = (*INTERNAL, EXTRA, "_text", "_messages")  # the last two: prompts beside the rows (actors/prepare.py)
 JSON = {b"raydecode": b"json"}
 _readable = json.JSONEncoder(ensure_ascii=False).encode
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -36,13 +37,34 @@ def infer_json(rows: Iterable[Mapping[str, Any]]) -> pa.Schema:
 
 
 def plain(schema: pa.Schema) -> pa.Schema:
-    """A Parquet schema as the corpus uses it: dictionaries decoded, reserved names prefixed with `input_`."""
-    fields = []
+    """A Parquet schema as the corpus uses it: dictionaries decoded, reserved names prefixed with `input_`, a name that
+    comes again marked by `_`."""
+    fields: dict[str, pa.Field] = {}
     for one in schema:
         kind = one.type.value_type if pa.types.is_dictionary(one.type) else one.type
-        name = f"input_{one.name}" if one.name in (*INTERNAL, EXTRA) else one.name
-        fields.append(pa.field(name, kind))
-    return pa.schema(fields)
+        name = free_name(one.name)
+        while name in fields:
+            name += "_"
+        fields[name] = pa.field(name, kind)
+    return pa.schema(list(fields.values()))
+
+
+def free_name(name: str) -> str:
+    """A column's name outside the reserved ones: `_id` becomes `input__id`. Injective: `input__id` moves on, too."""
+    return f"input_{name}" if name.startswith(("_", "input_")) and _bare(name) in RESERVED else name
+
+
+def free_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A parsed row with the names that its columns have."""
+    if any(key.startswith(("_", "input_")) for key in row):
+        return {free_name(key): value for key, value in row.items()}
+    return row
+
+
+def _bare(name: str) -> str:
+    while name.startswith("input_"):
+        name = name[len("input_") :]
+    return name
 
 
 def unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:

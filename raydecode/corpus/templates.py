@@ -75,7 +75,9 @@ class Renderer:
             )
         self._chat = bool(section.get("chat", self._system is not None))
         needs: set[str] = {str(self._column)} if self._column is not None else set()
-        self._environment = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+        self._environment = _Sandbox(
+            undefined=jinja2.StrictUndefined, finalize=_present, keep_trailing_newline=True, autoescape=False
+        )
         self._template, used = self._compile("template", template)
         self._system_template, used_system = self._compile("system", self._system)
         self.needs: tuple[str, ...] = tuple(sorted(needs | used | used_system))
@@ -119,7 +121,7 @@ class Renderer:
             raise RowError("template", type(error).__name__, "the template needs too much depth or memory") from None
         except Exception as error:  # whatever an expression may raise: a filter's TypeError, a sandbox refusal
             raise RowError("template", type(error).__name__, str(error)[:500]) from None
-        return "".join(pieces)
+        return _storable("".join(pieces))
 
     def _compile(self, field: str, source: object) -> tuple[jinja2.Template | None, set[str]]:
         if source is None:
@@ -230,6 +232,22 @@ class _Joins(jinja2.visitor.NodeTransformer):
         )
 
 
+def _present(value: Any) -> Any:
+    """What `{{ }}` is about to print. A null would read "None" in the prompt, and the model would answer to that."""
+    if value is None:
+        raise RowError("template", "NullValue", "a value that the template prints is null; `{{ x or '' }}` prints none")
+    return value
+
+
+def _storable(text: str) -> str:
+    """Half of a surrogate pair (`\\ud800` in JSON) is no character: no tokenizer takes it, no UTF-8 holds it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("template", "InvalidUnicode", f"a lone surrogate at character {error.start}") from None
+    return text
+
+
 def _narrow(pad: Callable[..., str]) -> Callable[..., str]:
     """A filter that pads to a width its caller chooses, with the width bounded before the text is built."""
 
@@ -282,7 +300,9 @@ def _messages(value: Any, column: str) -> Messages:
             )
         if one.get("content") is None and not one.get("tool_calls"):
             raise RowError("template", "InvalidMessages", f"{column}[{i}] has no content")
-    return tuple(_without_nulls(one) for one in found)
+    messages = tuple(_without_nulls(one) for one in found)
+    _storable(json.dumps(messages, ensure_ascii=False, default=str))
+    return messages
 
 
 def _without_nulls(value: Any) -> Any:

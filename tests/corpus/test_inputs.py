@@ -212,6 +212,59 @@ def test_bad_lines_are_rows_with_an_error(tmp_path):
     assert len(set(table["_id"].to_pylist())) == len(HOSTILE)
 
 
+RESERVED = ["_input", "_key", "_end", "_id", "_error", "_extra", "_text", "_messages", "input__id"]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "csv"])
+def test_columns_that_bear_reserved_names_are_kept_under_others(tmp_path, format):
+    row = {"q": "x"} | {name: f"value of {name}" for name in RESERVED}
+    path = tmp_path / f"a.{format}"
+    match format:
+        case "jsonl":
+            write_lines(path, [row])
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist([row]), path)
+        case "csv":
+            path.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    corpus = corpus_of(path, tmp_path)
+    table = read_all(corpus)
+    assert rows_of(table) == [{"q": "x"} | {f"input_{name}": f"value of {name}" for name in RESERVED}]
+
+
+def test_a_name_that_comes_twice_in_parquet(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["q", "q"]), tmp_path / "a.parquet")
+    assert rows_of(read_all(corpus_of(tmp_path / "a.parquet", tmp_path))) == [{"q": "a", "q_": "b"}]
+
+
+@pytest.mark.parametrize("id", [None, "k"])
+def test_parquet_values_that_nobody_can_hold_cost_their_rows(tmp_path, id):
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 3, 4)))
+    broken = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"a\xff\xfeb"))
+    date = pa.array([0, 1, 10**15], pa.timestamp("ms"))
+    pq.write_table(pa.table({"k": ["1", "2", "3"], "q": broken, "d": date, "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    table = read_all(corpus_of(tmp_path / "a.parquet", tmp_path, id=id))
+    assert [e and (e.stage, e.type) for e in block_errors(table)] == [
+        None, ("read", "InvalidUTF8"), ("read", "InvalidValue"),
+    ]  # fmt: skip
+    assert [(row["q"], row["n"]) for row in rows_of(table)] == [("a", 1), (None, 2), ("b", 3)]
+
+
+def test_given_ids_of_any_kind(tmp_path):
+    given = [7, 1.5, True, "\u00fc\U0001f600", "\ud800", "\ud801", "", None]
+    table = read_all(corpus_of(write_lines(tmp_path / "a.jsonl", [{"k": k} for k in given]), tmp_path, id="k"))
+    ids = table["_id"].to_pylist()
+    assert ids[:6] == ["7", "1.5", "True", "\u00fc\U0001f600", "\\ud800", "\\ud801"]
+    assert [e and e.type for e in block_errors(table)] == [None] * 6 + ["MissingId"] * 2
+    assert len(set(ids)) == len(given)
+
+
+def test_depth_of_json_is_bounded_below_what_any_stack_can_walk(tmp_path):
+    deep = ["[" * n + "]" * n for n in (200, 400)]
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"q": {one}}}\n' for one in [*deep, "[" + "[1]," * 500 + "[1]]"]))
+    table = read_all(corpus_of(tmp_path / "a.jsonl", tmp_path))
+    assert [e and e.type for e in block_errors(table)] == [None, "InvalidJSON", None]
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=120).map(lambda b: b.replace(b"a", b"\n")), st.lists(st.integers(0, 120), max_size=6))
 def test_every_partition_gives_the_same_lines(data, cuts):

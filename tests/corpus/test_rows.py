@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 import pytest
 
@@ -137,6 +139,7 @@ def test_row_specs():
         "sampler": [{"name": "x"}],
     }  # null in a struct is a hole
     assert row_spec([("max_tokens", 5)]) == {"max_tokens": 5}
+    assert row_spec(json.dumps('{"max_tokens": 5}')) == {"max_tokens": 5}  # text in a column of texts and objects
     for nothing in (None, "", "  ", "null", "{}", {}, {"a": None}, b""):
         assert row_spec(nothing) is None
     for bad in ("{", "[1]", "5", '"x"', 5, [1], "[" * 100_000):

@@ -154,6 +154,20 @@ def test_other_faults_of_a_template():
     assert fault("{{ q.append(1) }}", {"q": [1]}).kind == "SecurityError"
 
 
+def test_a_null_is_never_the_text_none():
+    assert fault("Q: {{ q }}", {"q": None}).kind == "NullValue"
+    assert fault("{{ q.answer }}", {"q": {"answer": None}}).kind == "NullValue"
+    assert text("Q: {{ q or '' }}{% if q %}{{ q }}{% endif %}", {"q": None}) == "Q: "
+
+
+def test_half_a_character_costs_its_row():
+    assert fault("{{ q }}", {"q": "\ud800"}).kind == "InvalidUnicode"
+    with pytest.raises(RowError) as caught:
+        Renderer({"messages": "m"}).render({"m": [{"role": "user", "content": "\ud800"}]})
+    assert (caught.value.stage, caught.value.kind) == ("template", "InvalidUnicode")
+    assert text("{{ q }}", {"q": "\U0001f600"}) == "\U0001f600"
+
+
 def test_size_limit_is_what_it_says():
     assert len(text("{{ q }}", {"q": "x" * (MAX_CHARS - 1)})) == MAX_CHARS - 1
     assert fault("{{ q }}", {"q": "x" * (MAX_CHARS + 1)}).kind == "TooLarge"
