@@ -474,7 +474,7 @@ class Ledger:
 
     def _check_errors(self) -> bool:
         state, limit = self.log.state, self._limits.max_error_rate
-        if limit is None or state.errors <= limit * state.weight:
+        if limit is None or state.errors == 0 or state.errors / state.weight <= limit:
             return True
         self._end(
             f"{state.errors} of {state.weight} rows failed ({state.errors / state.weight:.1%}), max_error_rate allows "

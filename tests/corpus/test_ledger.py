@@ -405,6 +405,15 @@ def test_max_error_rate():
     assert "50 of 100 rows failed (50.0%), max_error_rate allows 10.0%" in one.progress().ended
 
 
+@pytest.mark.parametrize("failed", range(101))
+def test_exactly_the_allowed_rate_is_allowed(failed):
+    one, _ = ledger(n=100, unit=100, limits=Limits(max_error_rate=failed / 100))
+    one.offer("r", Span(0, 0, 100))
+    one.next("a", 1)
+    one.commit("a", [part(one, *range(100), errors=failed)])
+    assert one.progress().ended == "finished"
+
+
 def test_unreadable_span_counts_at_its_size():
     one, _ = ledger(n=4, limits=Limits(max_error_rate=0.5))
     one.offer("r", Span(0, 0, 4))
