@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,8 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 _WHOLE_HASH = 64 << 20
 _END_HASH = 64 << 10
 _HEAD = 1 << 16
+_FIRST_RECORD = "_log/000000000000.json"
+_PART = re.compile(r"/part-\d{6}-[0-9a-f]{32}\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,12 @@ def discover(
     format: str | None = None,
     known: Sequence[InputFile] = (),
     done: Cover | None = None,
+    output: str | None = None,
 ) -> list[InputFile]:
     """Expand files, folders and globs, local or by URL (`s3://`, `gs://`, `hf://`), to the job's input files.
 
     known, done: what the log says. Known files come first, under their numbers, also those that are covered and gone.
+    output:      the job's own output, if it lies below a folder or glob of `paths`: what it holds is no input.
     Raises UserError: nothing found (with the nearest name), a format that cannot be told, a changed or missing file.
     """
     if format is not None and format not in FORMATS:
@@ -73,7 +78,7 @@ def discover(
         )
     found: dict[str, _Found] = {}
     for pattern in [paths] if isinstance(paths, str) else list(paths):
-        for one in _expand(pattern, explicit=format is not None):
+        for one in _expand(pattern, explicit=format is not None, output=output):
             found.setdefault(one.path, one)
     out: list[InputFile] = []
     for old in known:
@@ -149,19 +154,21 @@ def _is_openai(path: str) -> bool:
     return head.startswith(b"{") and b'"custom_id"' in head and b'"body"' in head
 
 
-def _expand(pattern: str, explicit: bool) -> Iterator[_Found]:
+def _expand(pattern: str, explicit: bool, output: str | None) -> Iterator[_Found]:
     try:
         fs, inner = filesystem(pattern)
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot open {pattern}: {error}", field="input.path", value=pattern) from error
     try:
-        if any(c in inner for c in "*?["):
-            names = {n: i for n, i in fs.glob(inner, detail=True).items() if i["type"] == "file"}
+        if any(c in inner for c in "*?[") and not fs.isfile(inner):
+            names = _not_ours(fs, inner, fs.glob(inner, detail=True), output)
             if not inner.rpartition("/")[2].startswith("."):  # as a shell: `*` does not match a leading dot
                 names = {n: i for n, i in names.items() if not n.rpartition("/")[2].startswith(".")}
+            names = _files(fs, names)
         elif fs.isdir(inner):
-            every = {n: i for n, i in fs.find(inner, detail=True).items() if not _hidden(n[len(inner) :])}
-            names = {n: i for n, i in every.items() if explicit or format_of(n)}
+            every = _not_ours(fs, inner, fs.find(inner, detail=True), output)
+            names = {n: i for n, i in every.items() if not _hidden(n[len(inner) :]) and (explicit or format_of(n))}
+            names = _files(fs, names)
         else:
             names = {inner: fs.info(inner)}
     except FileNotFoundError:
@@ -178,6 +185,51 @@ def _expand(pattern: str, explicit: bool) -> Iterator[_Found]:
         )
     for name, info in names.items():
         yield _Found(_url(fs, name), int(info["size"] or 0), _stamp(fs, name, info))
+
+
+def _files(fs: fsspec.AbstractFileSystem, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files of a listing, links to files too (a Hub cache is full of them); links to folders are not followed."""
+    out = {}
+    for name, info in found.items():
+        if not info.get("islink"):
+            if info["type"] == "file":
+                out[name] = info
+        elif not fs.exists(name):
+            raise UserError(f"{name} is a link to nothing", field="input.path", value=name)
+        elif not fs.isdir(name):
+            out[name] = info
+    return out
+
+
+def _not_ours(
+    fs: fsspec.AbstractFileSystem, pattern: str, found: dict[str, dict[str, Any]], output: str | None
+) -> dict[str, dict[str, Any]]:
+    """Without what generate jobs wrote, or a job whose output lies in its input's folder would never end.
+
+    Left out: the job's own output, and other outputs below a folder. Of an output that is named itself (the corpus of
+    a next job) only the parts count.
+    """
+    outputs = {name[: -len(_FIRST_RECORD)].rstrip("/") for name in found if name.endswith(f"/{_FIRST_RECORD}")}
+    own = None
+    if output is not None:
+        fs_out, root = filesystem(output)
+        own = root.rstrip("/") if _url(fs_out, root) == _url(fs, root) else None
+    kept = {}
+    for name, info in found.items():
+        if own is not None and _made(name, own):
+            continue
+        if any(_made(name, one) and not (one == pattern.rstrip("/") and _PART.search(name)) for one in outputs):
+            continue
+        kept[name] = info
+    return kept
+
+
+def _made(name: str, output: str) -> bool:
+    """A job with this output wrote the file."""
+    if not name.startswith(f"{output}/"):
+        return False
+    inside = name[len(output) + 1 :]
+    return inside.startswith("_") or inside in ("report.json", "report.html") or bool(_PART.fullmatch(f"/{inside}"))
 
 
 def _hidden(relative: str) -> bool:

@@ -8,6 +8,7 @@ the wrong number of fields or with bytes that are not UTF-8 keeps its place as a
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -98,11 +99,17 @@ def _table(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 
 def _csv_tables(file: InputFile) -> Iterator[pa.Table]:
     csv.field_size_limit(1 << 30)
-    with _open(file) as source:
-        text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        delimiter = "\t" if ".tsv" in file.path.lower() else ","
-        reader = csv.reader(text, delimiter=delimiter, strict=False)
-        header = _unique(next(reader, []))
+    with contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(_open(file))
+            text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            delimiter = "\t" if ".tsv" in file.path.lower() else ","
+            reader = csv.reader(text, delimiter=delimiter, strict=False)
+            header = _unique(next(reader, []))
+        except (*_BROKEN, csv.Error) as error:  # gone, no permission, noise: one row says so, the other files go on
+            schema = pa.schema([(BAD, pa.string()), (RAW, pa.string())])
+            yield _table([_csv_row(f"{type(error).__name__}: nothing can be read: {error}", 0)], schema)
+            return
         schema = pa.schema([*((name, pa.string()) for name in header), (BAD, pa.string()), (RAW, pa.string())])
         yield schema.empty_table()
         rows: list[list[str | None]] = []

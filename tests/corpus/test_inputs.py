@@ -363,6 +363,55 @@ def test_globs_folders_and_urls(tmp_path):
     memory.rm("/box", recursive=True)
 
 
+def test_outputs_below_an_input_are_no_inputs(tmp_path):
+    """Else a job whose output lies in its input's folder would take its own parts for new files, for ever."""
+    write_lines(tmp_path / "a.jsonl", [{"q": 1}])
+    part = f"part-000001-{'0' * 32}.parquet"
+    for out in ("out", "other"):
+        for name in ("_log/000000000000.json", f"_tmp/000001/{part}", "_input/0-0.parquet", "report.json", part):
+            path = tmp_path / out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_lines(path, [{"q": name}])
+    names = lambda found: [os.path.relpath(f.path, tmp_path) for f in found]  # noqa: E731
+    own = str(tmp_path / "out")
+    assert names(discover(str(tmp_path), output=own)) == ["a.jsonl"]
+    assert names(discover(f"{tmp_path}/**/*.json*", output=own)) == ["a.jsonl"]
+    assert names(discover(str(tmp_path / "other"), output=own)) == [f"other/{part}"], "a next job reads the parts"
+    write_lines(tmp_path / "out/mine.jsonl", [{"q": 2}])
+    assert names(discover(own, output=own)) == ["out/mine.jsonl"], "one folder for both"
+
+
+def test_links_and_odd_names(tmp_path):
+    real, folder = tmp_path / "real", tmp_path / "in"
+    real.mkdir()
+    folder.mkdir()
+    write_lines(real / "a.jsonl", [{"q": 1}])
+    write_lines(folder / "b[1].jsonl", [{"q": 2}])
+    os.symlink(real / "a.jsonl", folder / "link.jsonl")
+    os.symlink(real, folder / "folder.jsonl")
+    os.mkfifo(folder / "pipe.jsonl")
+    names = lambda found: [os.path.basename(f.path) for f in found]  # noqa: E731
+    assert names(discover(f"{folder}/*.jsonl")) == names(discover(str(folder))) == ["b[1].jsonl", "link.jsonl"]
+    assert names(discover(f"{folder}/b[1].jsonl")) == ["b[1].jsonl"]
+    os.symlink(tmp_path / "nowhere", folder / "lost.jsonl")
+    for pattern in (f"{folder}/*.jsonl", str(folder)):
+        with pytest.raises(UserError, match=r"lost\.jsonl is a link to nothing"):
+            discover(pattern)
+
+
+@pytest.mark.parametrize("name", ["b.csv.gz", "b.csv"])
+def test_unreadable_csv_among_good_ones(tmp_path, name):
+    (tmp_path / "a.csv").write_text("q\nx\ny\n")
+    (tmp_path / name).write_bytes(b"no gzip")
+    files = discover([str(tmp_path / "a.csv"), str(tmp_path / name)])
+    if name == "b.csv":
+        os.remove(tmp_path / name)
+    root = str(tmp_path / "out")
+    table = read_all(open_corpus([stage(one, root) for one in files], root=root))
+    assert [row["q"] for row in rows_of(table)] == ["x", "y", None]
+    assert [e and e.stage for e in block_errors(table)] == [None, None, "read"]
+
+
 def test_changed_inputs_are_refused_and_new_ones_join(tmp_path):
     write_lines(tmp_path / "b.jsonl", [{"q": 1}])
     known = discover(str(tmp_path / "*.jsonl"))
