@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raydecode.constraint import Constraint, Pending, Stop, compose
-from raydecode.contracts import Monitor
+from raydecode.contracts import Monitor, Needs
 from raydecode.engine import chain
 from raydecode.engine.ending import first_stop
 from raydecode.engine.host import ServiceHost
@@ -158,7 +158,7 @@ def _refuse_empty(shaped_RV: Tensor, rows: Sequence[Row]) -> None:
 def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
     """logp, top, entropy: of the raw model, for the rows that want them (`logprobs`, or a monitor's needs)."""
     facts: list[dict] = [{} for _ in rows]
-    want = [r for r, row in enumerate(rows) if row.reason is None and (row.needs.logp or row.needs.entropy)]
+    want = [r for r, row in enumerate(rows) if row.reason is None and _wants_facts(row.needs)]
     if want:
         x_WV = raw_RV[want]
         lse_W1 = x_WV.logsumexp(1, keepdim=True)
@@ -173,6 +173,10 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
             )
             facts[r] = {"logp": logp_W[w], "top": top, "entropy": entropy_W[w] if rows[r].needs.entropy else None}
     return facts
+
+
+def _wants_facts(needs: Needs) -> bool:
+    return needs.logp or needs.entropy or needs.top_k > 0
 
 
 def _entropy(x_WV: Tensor, lse_W1: Tensor) -> list[float]:

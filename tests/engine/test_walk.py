@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raydecode.conformance.drive import drive
+from raydecode.contracts import Needs
 from raydecode.engine.loop import Loop
 from raydecode.engine.toy import EOS, ToyEngine, ToyLane, logits
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
@@ -30,6 +31,16 @@ def _run(engine=None, **spec):
 
 def _scripted(what: str, at: int = 1) -> tuple[Card, ...]:
     return (Card("scripted", {"what": what, "at": at}),)
+
+
+def test_a_monitor_that_needs_only_the_likeliest_gets_them():
+    engine = ToyEngine()
+    engine.method("monitors", "scripted").needs = Needs(top_k=2)
+    _, events = _run(engine, monitors=_scripted("none"), max_tokens=3)
+    best = logits(PROMPT).log_softmax(0).topk(2)
+    assert [id for id, _ in events[0].top] == best.indices.tolist()
+    assert [logp for _, logp in events[0].top] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert all(len(event.top) == 2 for event in events)
 
 
 # ------------------------------------------------------------------------------------------------------ constraints
