@@ -105,8 +105,8 @@ class Log:
         in_flight = 0
         while True:
             replay(storage, log.state)
-            if log.state.attempt and not takeover:
-                in_flight = _refuse_if_alive(storage, log.state.attempt, now(), log.owner)
+            if log.state.attempt:
+                in_flight = _left_running(storage, log.state.attempt, now(), None if takeover else log.owner)
             void = overwrite and log.state.job is not None
             if log.state.job is not None and not void:
                 refuse_difference(storage.url, log.state.job, wanted)
@@ -122,7 +122,14 @@ class Log:
                         }
                     )
                     overwrite = False
-                log._put({"kind": "attempt", "attempt": log.state.attempt + 1, "rerun": in_flight, **asdict(log.owner)})
+                log._put(
+                    {
+                        "kind": "attempt",
+                        "attempt": log.state.attempt + 1,
+                        "rerun": 0 if void else in_flight,
+                        **asdict(log.owner),
+                    }
+                )
             except Fenced:
                 continue  # somebody wrote meanwhile: read on
             break
@@ -173,6 +180,7 @@ class Log:
         self._beats += 1
         data = {
             "attempt": self.attempt,
+            "beat": self._beats,  # which is the later one; a clock may be set back between the two
             "at": self._now(),
             "in_flight": in_flight,
             "closed": closed,
@@ -334,8 +342,9 @@ def _heartbeat(attempt: int, which: int) -> str:
     return f"_log/heartbeat-{attempt:06d}-{which}"
 
 
-def _refuse_if_alive(storage: Storage, attempt: int, now: float, me: Owner) -> int:
-    """Rows in flight at the last heartbeat of a dead run; UserError when the run may be alive."""
+def _left_running(storage: Storage, attempt: int, now: float, me: Owner | None) -> int:
+    """Rows in flight at the last heartbeat of a run that ended otherwise than in peace: they run again.
+    UserError when it may be alive and is another's than `me`; None takes over from whomever."""
     beats = []
     for i in range(2):
         try:
@@ -344,13 +353,13 @@ def _refuse_if_alive(storage: Storage, attempt: int, now: float, me: Owner) -> i
             continue  # none yet, or torn by a crash
     if not beats:
         return 0
-    last = max(beats, key=lambda one: one["at"])
+    last = max(beats, key=lambda one: one["beat"])
     owner = Owner(last["host"], last["pid"], last["born"])
-    if last["closed"] or owner == me:
+    if last["closed"]:
         return 0
     seen = owner.alive()
     age = now - last["at"]
-    if seen or (seen is None and age < STALE_S):
+    if me not in (None, owner) and (seen or (seen is None and age < STALE_S)):
         raise UserError(
             f"another run is writing here: process {owner.pid} on {owner.host}, last seen {age:.0f} s ago",
             field="output.path",

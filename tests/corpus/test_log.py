@@ -420,6 +420,15 @@ def test_a_dead_run_on_this_host_is_taken_over_at_once(tmp_path):
     log.beat(5)
     again = open_log(storage, owner=Owner.me(), takeover=False)
     assert again.state.rerun == 5  # what was in slots is run again
+    again.beat(3)
+    restarted = open_log(storage, owner=Owner.me(), takeover=False)  # the ledger died, the same driver goes on
+    assert restarted.state.rerun == 8
+    restarted.beat(4)
+    other = open_log(storage, owner=Owner("elsewhere", 1, "x"), takeover=True)
+    assert other.state.rerun == 12
+    other.beat(6)
+    other.beat(0, closed=True)
+    assert open_log(storage).state.rerun == 12
     assert replace(Owner.me(), born="1").alive() is False  # the pid was reused by another process
     assert Owner.me().alive() is True
 
