@@ -494,7 +494,7 @@ class Ledger:
         except Fenced:
             self._end("fenced")
             raise
-        except OSError as error:
+        except Exception as error:  # an object store's client has errors of its own
             self._end(f"the output cannot be written: {error}")
             raise
 
