@@ -7,10 +7,13 @@ build_engine(job)    that engine, with the model found, checked and loaded
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raydecode import registry
 from raydecode.errors import Refused
+from raydecode.request import FIELDS, SINGLE, Card
 
 if TYPE_CHECKING:
     from raydecode.config import JobConfig
@@ -33,25 +36,23 @@ class Choice:
 def choose(job: JobConfig) -> Choice:
     """The engine of a job. `auto` takes vLLM where it is installed and can host everything asked, else torch.
 
-    Rosters count: what a row may ask for must be possible too. Raises Refused, naming both sides and what would work.
+    A roster that the job names counts: what its rows may ask for must be possible too. Raises Refused, naming both
+    sides and what would work.
     """
-    specs = [job.spec, *_roster_specs(job)]
     if job.engine.name != "auto":
-        _raise_first(job.engine.name, specs)
+        _raise(_refused(job.engine.name, job))
         return Choice(job.engine.name, _dtype(job, job.engine.name), "asked for")
     if job.model.source == TOY:
-        _raise_first(TOY, specs)
+        _raise(_refused(TOY, job))
         return Choice(TOY, "float32", "the toy model has an engine of its own")
     from raydecode.engine.vllm import available
 
     missing = available()
-    if missing:
-        _raise_first("torch", specs)
-        return Choice("torch", _dtype(job, "torch"), f"vLLM cannot run here: {missing}")
-    refused = next((r for r in (_refusal("vllm", spec) for spec in specs) if r), None)
-    if refused:
-        _raise_first("torch", specs)
-        return Choice("torch", _dtype(job, "torch"), f"vLLM refuses: {refused.message}")
+    refused = None if missing else _refused("vllm", job)
+    if missing or refused:
+        _raise(_refused("torch", job))
+        why = f"vLLM refuses: {refused.message}" if refused else f"vLLM cannot run here: {missing}"
+        return Choice("torch", _dtype(job, "torch"), why)
     return Choice("vllm", _dtype(job, "vllm"), "vLLM hosts all that is asked")
 
 
@@ -83,24 +84,31 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     return TorchEngine(folder, **common)
 
 
-def _roster_specs(job: JobConfig) -> list[DecodingSpec]:
-    """The job's spec with one roster card at a time: each must be possible beside the rest."""
-    named = job.roster.named or {}
-    field = {"samplers": "sampler", "drafters": "drafter", "searches": "search"}
-    specs = []
-    for room, cards in named.items():
-        for card in cards:
-            name = field.get(room, room)
-            change: dict[str, Any] = {name: card if name in ("drafter", "search") else (card,)}
-            specs.append(dataclasses.replace(job.spec, **change))
-    return specs
+def _refused(engine: str, job: JobConfig) -> Refused | None:
+    """The first thing that `engine` cannot host: of the job's own spec, then of the roster that it names."""
+    roster = [(room, card) for room, cards in (job.roster.named or {}).items() for card in cards]
+    answers = itertools.chain((_refusal(engine, job.spec),), (_roster_refusal(engine, job, *one) for one in roster))
+    return next((refused for refused in answers if refused), None)
 
 
-def _raise_first(engine: str, specs: list[DecodingSpec]) -> None:
-    for spec in specs:
-        refused = _refusal(engine, spec)
-        if refused:
-            raise refused
+def _roster_refusal(engine: str, job: JobConfig, room: str, card: Card) -> Refused | None:
+    """The job's spec with a roster card in place of what it has there. A bare name stands for any options of its
+    method, so where some are required there is only the name to ask about."""
+    method, field = registry.get(room, card.name, f"decoding.roster.{room}"), FIELDS[room]
+    if not card.options and any(option.is_required() for option in method.options.model_fields.values()):
+        if engine in method.engines:
+            return None
+        return Refused(
+            f"the {engine} engine does not host {room}/{card.name}", field=f"decoding.roster.{room}", value=card.name,
+            hint=f"engines that do: {', '.join(method.engines)}",
+        )  # fmt: skip
+    change: dict[str, Any] = {field: card if field in SINGLE else (card,)}
+    return _refusal(engine, dataclasses.replace(job.spec, **change))
+
+
+def _raise(refused: Refused | None) -> None:
+    if refused:
+        raise refused
 
 
 def _refusal(engine: str, spec: DecodingSpec) -> Refused | None:

@@ -57,13 +57,21 @@ class DecodingSpec:
 
     def cards(self) -> dict[str, tuple[Card, ...]]:
         """Room -> cards in use."""
-        return {
-            "samplers": self.sampler,
-            "drafters": (self.drafter,) if self.drafter else (),
-            "searches": (self.search,) if self.search else (),
-            "monitors": self.monitors,
-            "interventions": self.interventions,
-        }
+        held = {room: getattr(self, field) for room, field in FIELDS.items()}
+        return {room: (one,) if isinstance(one, Card) else tuple(one or ()) for room, one in held.items()}
+
+
+FIELDS: Mapping[str, str] = {
+    "samplers": "sampler",
+    "drafters": "drafter",
+    "searches": "search",
+    "monitors": "monitors",
+    "interventions": "interventions",
+}
+"""Room -> the field of `DecodingSpec` (and the key of the section `decoding`) that names its methods."""
+
+SINGLE = ("drafter", "search")
+"""Fields that hold one card or none; the others hold a tuple."""
 
 
 @dataclass(frozen=True, slots=True)

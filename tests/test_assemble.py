@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raydecode import registry
 from raydecode.assemble import build_engine, choose
 from raydecode.config import JobConfig
 from raydecode.engine.toy import ToyEngine
@@ -51,8 +52,31 @@ def test_a_named_engine_that_cannot_host_the_job_is_refused_with_what_would() ->
 
 
 def test_the_roster_counts_for_the_choice() -> None:
-    roster = {"samplers": [{"name": "top_p", "p": 0.5}, {"name": "temperature", "value": 200e-3}]}
-    assert choose(job("some/model", engine={"name": "torch"}, decoding={"roster": roster})).name == "torch"
+    elsewhere = {"samplers": [{"name": "temperature", "value": 50}]}  # vLLM's temperatures end at 2
+    asked = job("some/model", decoding={"roster": elsewhere})
+    assert choose(asked).name == "torch"
+    with pytest.raises(Refused) as caught:
+        choose(job("some/model", engine={"name": "vllm"}, decoding={"roster": elsewhere}))
+    assert "temperature" in str(caught.value)
+    assert "torch" in str(caught.value)
+
+
+def test_a_bare_name_on_the_roster_stands_for_any_options() -> None:
+    named = job("some/model", engine={"name": "vllm"}, decoding={"roster": {"samplers": ["min_p", "top_k"]}})
+    assert choose(named).name == "vllm", "min_p needs an option, which the rows give"
+    with registry.guests():
+
+        @registry.register("samplers")
+        class Foreign:
+            """A sampler that vLLM does not have."""
+
+            class Options(registry.Options):
+                size: int
+
+        with pytest.raises(Refused) as caught:
+            choose(job("some/model", engine={"name": "vllm"}, decoding={"roster": {"samplers": ["foreign"]}}))
+    assert caught.value.field == "decoding.roster.samplers"
+    assert "torch" in str(caught.value)
 
 
 def test_a_built_engine_runs() -> None:

@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from raydecode import registry
+from raydecode import registry, request
 from raydecode.config.fields import CardField, Count, Ints, Positive, Section, Strings, as_card, complaint, kind, shown
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card, DecodingSpec, Json
 
 AUTO, NONE = "auto", "none"
-CHAIN = {"sampler": "samplers", "monitors": "monitors", "interventions": "interventions"}
-SINGLE = {"drafter": "drafters", "search": "searches"}
+CHAIN = {field: room for room, field in request.FIELDS.items() if field not in request.SINGLE}
+SINGLE = {field: room for room, field in request.FIELDS.items() if field in request.SINGLE}
 
 
 class RowDecoding(Section):
@@ -110,7 +110,7 @@ class DecodingConfig(RowDecoding):
                 value=value,
                 hint="{samplers: [min_p]}",
             )
-        rooms = [*CHAIN.values(), *SINGLE.values()]
+        rooms = list(request.FIELDS)
         out = {}
         for room, cards in value.items():
             if room not in rooms:
@@ -138,7 +138,7 @@ class Roster:
     named: Mapping[str, tuple[Card, ...]] | None = None
 
     def cards(self) -> dict[str, tuple[Card, ...]]:
-        """The cards named up front: what `assemble` checks and loads before the first row."""
+        """The cards named up front, room by room: the job's own and those of `decoding.roster`."""
         rooms = {**self.own, **(self.named or {})}
         return {room: tuple(_unique([*self.own.get(room, ()), *(self.named or {}).get(room, ())])) for room in rooms}
 

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from raydecode.config.fields import complaint, dotted, kind, located
 from raydecode.config.job import SHORT_FORMS, JobConfig
 from raydecode.errors import UserError, nearest
+from raydecode.request import FIELDS
 
 COMMAND_LINE = "the command line"
-CARDS = ("sampler", "drafter", "search", "monitors", "interventions")
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -171,7 +171,7 @@ def _merge(base: Any, change: Any, at: tuple[str, ...] = ()) -> Any:
 
 
 def _is_card(at: tuple[str, ...]) -> bool:
-    return len(at) in (2, 3) and at[0] == "decoding" and at[1] in CARDS
+    return len(at) in (2, 3) and at[0] == "decoding" and at[1] in FIELDS.values()
 
 
 def _replaced(places: Mapping[str, str], key: str) -> dict[str, str]:

@@ -21,9 +21,9 @@ from raydecode.engine.host import ServiceHost
 from raydecode.engine.lane import Chunk, Lane, Outputs
 from raydecode.engine.rows import Row
 from raydecode.engine.walk import Methods, Visit, walk
-from raydecode.errors import Refused, RowError
+from raydecode.errors import Refused, RowError, UserError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent, TextEvent
-from raydecode.request import DecodingSpec, Request, RowId
+from raydecode.request import FIELDS, DecodingSpec, Request, RowId
 
 
 class Loop:
@@ -303,20 +303,24 @@ class Loop:
 
 
 def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
-    """What a loop named `engine` cannot host: a method whose card does not list it, a search, an intervention."""
+    """What a loop named `engine` cannot host: an unknown method, one whose card does not list it, a search, ..."""
     for room, cards in spec.cards().items():
         for card in cards:
-            method = registry.get(room, card.name, f"decoding.{room}")
+            field = f"decoding.{FIELDS[room]}"
+            try:
+                method = registry.get(room, card.name, field)
+            except UserError as error:
+                return Refused(error.message, field=field, value=card.name, nearest=error.nearest, hint=error.hint)
             if room in ("searches", "interventions") or engine not in method.engines:
                 return Refused(
-                    f"the {engine} engine does not host {room}/{card.name}", field=f"decoding.{room}", value=card.name,
+                    f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
             missing = [name for name in ("hidden", "lanes", "grad") if getattr(method.needs, name)]
             if missing:
                 return Refused(
                     f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
-                    field=f"decoding.{room}", value=card.name,
+                    field=field, value=card.name,
                 )  # fmt: skip
     return None
 

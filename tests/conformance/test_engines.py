@@ -89,6 +89,7 @@ def test_refusals_are_honest():
         DecodingSpec(max_tokens=4, drafter=Card("recycling")),
         DecodingSpec(max_tokens=4, sampler=(Card("elsewhere"),)),
         DecodingSpec(max_tokens=4, monitors=(Card("hidden_reader"),)),
+        DecodingSpec(max_tokens=4, sampler=(Card("top_o"),)),
     ]
     with visiting(honest_only=True):
         from raydecode import registry
@@ -100,7 +101,10 @@ def test_refusals_are_honest():
         reader = type("HiddenReader", (Watching,), {"needs": Needs(hidden=("last",))})
         registry.register("monitors", engines=("toy",))(reader)
         engines.refusals_are_honest(ToyEngine, SAMPLED, specs)
-        assert [ToyEngine().refuse(spec) is not None for spec in specs] == [False, False, False, True, True]
+        refusals = [ToyEngine().refuse(spec) for spec in specs]
+        assert [one is not None for one in refusals] == [False, False, False, True, True, True]
+        assert [one.field for one in refusals[3:]] == ["decoding.sampler", "decoding.monitors", "decoding.sampler"]
+        assert refusals[-1].nearest == "top_p"
 
 
 def test_faults_stay_alone(requests):

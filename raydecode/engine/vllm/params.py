@@ -21,7 +21,7 @@ from typing import Any
 
 from raydecode import registry
 from raydecode.errors import Refused, UserError
-from raydecode.request import Card, DecodingSpec
+from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
 
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.01, 2.0),
@@ -56,11 +56,10 @@ def refuse(spec: DecodingSpec) -> Refused | None:
     """Why vLLM cannot host `spec`, naming the pair and what would work; None if it can."""
     for room, cards in spec.cards().items():
         if room in INSTEAD and cards:
-            kind = {"searches": "search"}.get(room, room.removesuffix("s"))
-            many = room in ("monitors", "interventions")
+            field = FIELDS[room]
             return Refused(
-                f"engine vllm cannot host {kind} '{cards[0].name}'",
-                field=f"decoding.{room if many else kind}{'[0].name' if many else '.name'}",
+                f"engine vllm cannot host {field.removesuffix('s')} '{cards[0].name}'",
+                field=f"decoding.{field}{'' if field in SINGLE else '[0]'}.name",
                 value=cards[0].name,
                 hint=f"what would work: {INSTEAD[room]}",
             )
