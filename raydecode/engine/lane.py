@@ -51,7 +51,7 @@ class Outputs:
 class Lane(Protocol):
     """Slots 0..slots-1, each with its own cache length.
 
-    Promise: a node's logits depend on the tokens on its path only, bit for bit where `promise` says so.
+    Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 
     slots: int

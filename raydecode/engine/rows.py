@@ -23,7 +23,7 @@ class Row:
     sampler_state, monitor_state: one entry per card; the states of the text so far
     needs:    what its monitors and `logprobs` want in token events
     leader:   the sample whose prefill this row waits to fork
-    history:  int64 buffer of `context`, kept only if a sampler needs it
+    history:  int64 buffer of `context`, kept from the first time a sampler reads it
     """
 
     id: RowId
@@ -79,7 +79,7 @@ class Row:
         self.context.append(token)
 
     def keep_history(self) -> None:
-        """Start the buffer that `Needs.history` asks for."""
+        """Start the buffer; `append` goes on with it."""
         if self.history is None:
             self.history = torch.empty(2 * len(self.context) + 16, dtype=torch.int64)
             self.history[: len(self.context)] = torch.tensor(self.context)

@@ -54,7 +54,6 @@ def logits(context: Sequence[int]) -> Tensor:
 class ToyLane:
     """The table behind a slot cache: each slot holds one key per position."""
 
-    promise = "bitwise"
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
     sites: frozenset[str] = frozenset({"hidden"})
@@ -116,6 +115,7 @@ class ToyEngine(Loop):
     """
 
     name = "toy"
+    promise = "bitwise"
 
     def __init__(
         self, *, slots: int = 32, context: int = 4096, step_s: float = 0.0, poison: str | None = None, **loop: Any

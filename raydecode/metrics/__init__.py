@@ -1,7 +1,6 @@
 """Results to numbers: pure folds over the output's rows, bounded in memory whatever the corpus.
 
 figures = measure(tables, facts)        # tables: one per part; facts: what the run knows and the rows do not
-eta(...)                                # seconds left, with an interval
 forecast(...)                           # what `raydecode plan` says; `compare` puts it beside the fact
 """
 

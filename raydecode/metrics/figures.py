@@ -1,6 +1,6 @@
 """The output's rows, part by part, to the figures of the report. One pass; nothing grows with the corpus.
 
-Legend of the result (`figures.json` in the report): counts are rows or tokens, names ending in `_s` are seconds.
+Legend of the result (`figures` in report.json): counts are rows or tokens, names ending in `_s` are seconds.
 `rows` counts input rows, `samples` output rows (n per input row).
 """
 

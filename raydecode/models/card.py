@@ -45,7 +45,6 @@ class ModelCard:
     dtype: str
     file_bytes: int
     tied: bool
-    decoder_only: bool = True
 
     def weight_bytes(self, dtype: str = "auto") -> int:
         return self.file_bytes if dtype in ("auto", self.dtype) else self.parameters * BYTES[dtype]

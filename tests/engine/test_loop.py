@@ -193,7 +193,7 @@ def test_a_resume_past_the_end_of_text_ends_there():
         (_request(spec=DecodingSpec(n=-2)), "BadLimit", "n = -2"),
         (_request(prompt=()), "EmptyPrompt", "at least one"),
         (_request(spec=DecodingSpec(sampler=(Card("top_q"),))), "Refused", "no sampler 'top_q'"),
-        (_request(spec=DecodingSpec(search=Card("nonesuch"))), "UserError", "no search 'nonesuch'"),
+        (_request(spec=DecodingSpec(search=Card("nonesuch"))), "Refused", "no search 'nonesuch'"),
     ],
 )
 def test_a_request_at_fault_is_an_outcome(request_, kind, said):
