@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydecode.corpus.intervals import Span
-from raydecode.corpus.schema import INTERNAL, is_json, row_values
+from raydecode.corpus.schema import INTERNAL, JSON, is_json, row_values
 from raydecode.errors import RowError, UserError, nearest
 
 ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("tries", pa.int32())])
@@ -151,7 +151,7 @@ class OutputSchema:
             if name != one.name:
                 self.renamed[one.name] = name
             free.add(name)
-            kept.append(pa.field(name, one.type))
+            kept.append(pa.field(name, one.type, metadata=JSON if is_json(one) else None))  # `explain` reads it back
             self.inputs += ((one.name, name),)
         self.schema = pa.schema(
             [

@@ -20,6 +20,7 @@ from raydecode.corpus.rows import (
     row_spec,
     with_faults,
 )
+from raydecode.corpus.schema import JSON, is_json
 from raydecode.errors import RowError, UserError
 
 INPUTS = pa.schema([("q", pa.string()), ("text", pa.string()), ("n", pa.int64())])
@@ -67,6 +68,11 @@ def test_columns_and_collisions():
         "_key",
     ]
     assert OutputSchema(pa.schema([("id", pa.int64())]), []).renamed == {"id": "input_id"}
+
+
+def test_nested_values_are_still_known_as_such_in_the_output():
+    out = OutputSchema(pa.schema([pa.field("deep", pa.string(), metadata=JSON), pa.field("n", pa.int8())]), [])
+    assert [one.name for one in out.schema if is_json(one)] == ["deep"]
 
 
 def test_unknown_output_column_names_the_nearest():
