@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from actors.ledger import Call
+from actors.ledger import Call, disk_error
 from actors.prepare import read_ready
 from actors.rows import EXTRA, Requests, output_columns, samples_of
 from actors.stepper import Stepper
@@ -37,8 +37,8 @@ from raydecode.corpus.ledger import Lease, Orders, Refused, Reply, Stop, Suspect
 from raydecode.corpus.parts import PartBuilder
 from raydecode.corpus.records import temporary_folder
 from raydecode.corpus.rows import OutputSchema, RowFault, Sample
-from raydecode.corpus.storage import is_full, open_storage
-from raydecode.errors import JobError, RaydecodeError
+from raydecode.corpus.storage import open_storage
+from raydecode.errors import RaydecodeError
 from raydecode.request import DecodingSpec, Request, Text
 
 BEAT_S = 1.0
@@ -337,9 +337,3 @@ def _rows_of(block: pa.Table, unit: Span) -> pa.Table:
     keys = block["_key"]
     inside = pc.and_(pc.greater_equal(keys, unit.start), pc.less(keys, unit.stop))
     return block.filter(pc.and_(inside, pc.equal(block["_input"], unit.input)))
-
-
-def disk_error(url: str, error: OSError) -> JobError:
-    """The output cannot be written any more: no other actor could either."""
-    what = "the disk is full" if is_full(error) else str(error)
-    return JobError(f"{url}: {what}. What is committed stays; make room and run the same command again to go on")

@@ -7,6 +7,7 @@ says that another run took over, or when the driver is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from raydecode.corpus.ledger import Kill, Ledger, Limits, Orders, Progress, Repl
 from raydecode.corpus.log import Fenced, Log, Owner
 from raydecode.corpus.messages import Cause, Committed, Refused
 from raydecode.corpus.records import PartMeta, State
-from raydecode.corpus.storage import open_storage
+from raydecode.corpus.storage import is_full, open_storage
 from raydecode.errors import JobError
 
 TICK_S = 1.0
@@ -183,11 +184,23 @@ class LedgerActor:
                     self._kills += [one for one in orders if isinstance(one, Kill)]
             except Fenced:
                 return
-            except OSError as error:
+            except Exception as error:  # whatever it was: without this thread nobody would notice a stall
                 print(f"heartbeat: {error}", file=sys.stderr)
 
-    def _fence(self) -> _Fence:
-        return _Fence(self._exit)
+    @contextlib.contextmanager
+    def _fence(self) -> Iterator[None]:
+        """Around what writes the log. Whoever finds it taken over says so, gives the answers on their way a moment,
+        and ends the process; a log that cannot be written ends the job with the cause."""
+        try:
+            yield
+        except Fenced as error:
+            print(error, file=sys.stderr)
+            timer = threading.Timer(LAST_WORDS_S, self._exit, (1,))
+            timer.daemon = True
+            timer.start()
+            raise
+        except OSError as error:
+            raise disk_error(self._storage.url, error) from error
 
     def _finish(self) -> dict[str, Any]:
         return {"seconds": round(time.time() - self._began, 3), "ended_at": time.time()}
@@ -216,18 +229,7 @@ class Remote:
             raise error.cause from None
 
 
-class _Fence:
-    """Whoever finds the log taken over says so, gives the answers on their way a moment, and ends the process."""
-
-    def __init__(self, exit: Callable[[int], None]) -> None:
-        self._exit = exit
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Fenced):
-            print(error, file=sys.stderr)
-            timer = threading.Timer(LAST_WORDS_S, self._exit, (1,))
-            timer.daemon = True
-            timer.start()
+def disk_error(url: str, error: OSError) -> JobError:
+    """The output cannot be written any more: nobody else could either."""
+    what = "the disk is full" if is_full(error) else str(error)
+    return JobError(f"{url}: {what}. What is committed stays; make room and run the same command again to go on")

@@ -14,7 +14,8 @@ from actors.prepare import MESSAGES, TEXT
 from raydecode.config import JobConfig, decoding_json, parse_decoding
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.rows import RowFault, Sample, block_spans, row_spec
-from raydecode.errors import RowError, UserError
+from raydecode.corpus.schema import EXTRA as UNTYPED
+from raydecode.errors import UserError
 from raydecode.events import Fault, OutcomeEvent
 from raydecode.request import DecodingSpec, Messages, Prompt, Request, Text
 
@@ -51,7 +52,7 @@ class Requests:
 
     def of(self, block: pa.Table) -> list[tuple[Span, Request | RowFault]]:
         """A request for every row of the block, or why there is none."""
-        cells = block[DECODING].to_pylist() if DECODING in block.column_names else [None] * block.num_rows
+        cells = _cells(block)
         columns = (block[name].to_pylist() for name in ("_id", TEXT, MESSAGES))
         rows = zip(block_spans(block), *columns, cells, strict=True)
         return [(span, self._one(span, *row)) for span, *row in rows]
@@ -62,7 +63,7 @@ class Requests:
             return Request(key_of(span), id, prompt, self._spec(cell), overflow=self._job.decoding.overflow)
         except UserError as error:
             return RowFault("decoding", "InvalidSpec", str(error))
-        except RowError as error:
+        except Exception as error:  # a cell is a stranger's: whatever it makes raise is that row's fault
             return RowFault.of(error, "decoding")
 
     def _spec(self, cell: object) -> DecodingSpec:
@@ -77,6 +78,16 @@ class Requests:
                 self._specs.clear()
             self._specs[key] = spec
         return self._specs[key]
+
+
+def _cells(block: pa.Table) -> list[object]:
+    """The rows' own decoding. What did not fit the column's type, or came after its file's head, lies in `_extra`."""
+    cells = block[DECODING].to_pylist() if DECODING in block.column_names else [None] * block.num_rows
+    if UNTYPED in block.column_names:
+        for i, extra in enumerate(block[UNTYPED].to_pylist()):
+            if cells[i] is None and extra and DECODING in extra:
+                cells[i] = json.loads(extra).get(DECODING)
+    return cells
 
 
 def samples_of(request: Request, outcomes: Sequence[OutcomeEvent], worker: str, columns: Sequence[str]) -> list[Sample]:

@@ -1,5 +1,6 @@
 """Generation actors against the real ledger in one process: exact cover, columns, errors, hunts, drains."""
 
+import errno
 import json
 import threading
 
@@ -10,6 +11,7 @@ from raydecode.corpus.log import replay
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.storage import open_storage
 from raydecode.engine.toy import ToyEngine
+from raydecode.errors import JobError
 from tests.actors.local import LocalJob, job_of, prompts, rows_of, write_jsonl
 
 
@@ -85,6 +87,40 @@ def test_a_decoding_column_overrides_row_by_row_and_bad_ones_are_error_rows(tmp_
     assert [row["error"]["stage"] for row in out[2:]] == ["decoding"] * 3
     assert "max_tokens" in out[2]["error"]["message"]
     assert "no_such" in out[3]["error"]["message"]
+
+
+def test_no_cell_of_a_decoding_column_ends_the_worker(tmp_path):
+    cells = [
+        '{"stop": "\\ud800"}', '{"seed": 1e400}', '{"sampler": [{"name": "top_k", "k": NaN}]}', '{"sampler": [["a"]]}',
+        '{"monitors": [{"name": {"x": 1}}]}', '{"drafter": {"name": 5}}', '{"max_tokens": 1e18}', '{"n": 0}',
+        '{"stop": [1]}', '{"deadline_s": NaN}', "[" * 5000,
+    ]  # fmt: skip
+    good = len(cells)
+    job = job_of(
+        tmp_path, [{**row, "decoding": cell} for row, cell in zip(prompts(19), [*cells, *[None] * 8], strict=True)]
+    )
+    assert LocalJob(job).run() == ["finished"]
+    errors = {row["id"]: row["error"] for row in rows_of(job)}
+    assert len(errors) == 19
+    assert {e["stage"] for e in errors.values() if e} == {"decoding"}
+    assert [id for id, e in errors.items() if e is None] == sorted(f"r{i}" for i in range(good, 19))
+
+
+def test_a_decoding_cell_that_does_not_fit_its_column_still_counts(tmp_path, monkeypatch):
+    """The head of the file knows texts, or no such column at all; later rows bring objects."""
+    monkeypatch.setattr("raydecode.corpus.inputs.HEAD_ROWS", 5)
+    short = {"max_tokens": 2, "ignore_eos": True}
+    for name, first in (("texts", json.dumps({"max_tokens": 3})), ("none", None)):
+        rows = prompts(12)
+        for row in rows[:5] if first else ():
+            row["decoding"] = first
+        for row in rows[8:]:
+            row["decoding"] = short
+        job = job_of(tmp_path, rows, output={"path": str(tmp_path / name), "columns": ["tokens"]})
+        LocalJob(job).run()
+        out = {row["id"]: row for row in rows_of(job)}
+        assert [len(out[f"r{i}"]["tokens"]) for i in range(8, 12)] == [2] * 4
+        assert all(row["error"] is None for row in out.values())
 
 
 def test_chosen_columns(tmp_path):
@@ -224,10 +260,6 @@ def test_end_by_error_rate_says_so(tmp_path):
 
 
 def test_a_full_disk_ends_the_worker_with_the_cause(tmp_path, monkeypatch):
-    import errno
-
-    from raydecode.errors import JobError
-
     job = job_of(tmp_path, prompts(20))
     local = LocalJob(job)
     worker = local.worker("w0")
@@ -239,6 +271,25 @@ def test_a_full_disk_ends_the_worker_with_the_cause(tmp_path, monkeypatch):
     worker.start()
     with pytest.raises(JobError, match="disk is full"):
         worker.run()
+    LocalJob(job).run()
+    assert len(rows_of(job)) == 20
+
+
+def test_a_full_disk_under_the_log_ends_the_job_with_the_cause(tmp_path, monkeypatch):
+    job = job_of(tmp_path, prompts(20))
+    local = LocalJob(job)
+    worker = local.worker("w0")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local.ledger._ledger.log.storage, "create_exclusive", full)
+    worker.start()
+    with pytest.raises(JobError, match="disk is full"):
+        worker.run()
+    with pytest.raises(JobError, match="disk is full"):
+        local.ledger.died("w0", "crash", "")
+    assert "cannot be written" in local.ledger.look().progress.ended
     LocalJob(job).run()
     assert len(rows_of(job)) == 20
 
