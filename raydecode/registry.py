@@ -21,6 +21,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -37,9 +38,9 @@ ROOMS = ("samplers", "monitors", "drafters", "searches", "interventions", "rewar
 
 
 class Options(BaseModel):
-    """Base of a method's options: strict, frozen, unknown names refused."""
+    """Base of a method's options: strict (`"0.9"` is no number, `true` no count), frozen, unknown names refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,11 @@ class Method:
     def parse(self, card: Card, where: str) -> Card:
         """The card with its options validated and defaults filled in; errors name `where`."""
         try:
-            parsed = self.options.model_validate(dict(card.options))
+            text = json.dumps(dict(card.options))  # as JSON, a list may be a tuple and a name an enum's
+        except (TypeError, ValueError) as error:
+            raise UserError(f"options are JSON values: {error}", field=where, value=card.options) from None
+        try:
+            parsed = self.options.model_validate_json(text)
         except ValidationError as error:
             raise option_error(self, error, where) from None
         return Card(card.name, parsed.model_dump())

@@ -114,3 +114,30 @@ def test_options_are_strict_and_frozen():
         own.size = 4
     with pytest.raises(ValueError, match="extra"):
         Own(sise=3)
+
+
+@pytest.mark.parametrize("card", [
+    Card("top_p", {"p": "0.9"}), Card("top_k", {"k": True}), Card("top_k", {"k": "5"}), Card("top_k", {"k": 5.5}),
+    Card("temperature", {"value": False}), Card("temperature", {"value": b"1"}), Card("temperature", {"value": None}),
+], ids=str)  # fmt: skip
+def test_a_wrong_type_is_refused_not_converted(card):
+    with pytest.raises(UserError) as caught:
+        registry.get("samplers", card.name).parse(card, "decoding.sampler[0]")
+    assert str(caught.value).startswith("decoding.sampler[0]")
+    assert caught.value.value is not None or card.options["value"] is None
+
+
+def test_yaml_values_fit_the_options_they_mean():
+    with registry.guests():
+
+        @registry.register("samplers")
+        class Listing:
+            """Take a list and a whole number where a number is meant."""
+
+            class Options(registry.Options):
+                ids: tuple[int, ...] = ()
+                weight: float = 1.0
+
+        parsed = registry.get("samplers", "listing").parse(Card("listing", {"ids": [1, 2], "weight": 2}), "x")
+        assert parsed.options == {"ids": (1, 2), "weight": 2.0}
+        assert registry.get("samplers", "listing").parse(parsed, "x") == parsed
