@@ -19,10 +19,15 @@ from raydecode.tree import TokenTree
 
 
 class Drafters:
-    """The drafters of one engine with their shared state."""
+    """The drafters of one engine with their shared state.
 
-    def __init__(self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], budget: int = 16) -> None:
-        self._of, self._monitors, self._budget = drafter, monitors, budget
+    budget: most drafted nodes per row and step;  branching: as the lane says; else a tree's likeliest path is taken
+    """
+
+    def __init__(
+        self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], *, branching: bool, budget: int = 16
+    ) -> None:
+        self._of, self._monitors, self._branching, self._budget = drafter, monitors, branching, budget
         self._shared: dict[str, Any] = {}
 
     def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
@@ -114,4 +119,4 @@ class Drafters:
         if why:
             row.draft_failures += row.t >= len(row.replay)
             return TokenTree.root(row.pending)
-        return tree
+        return tree if self._branching else tree.trunk()

@@ -51,11 +51,13 @@ class Outputs:
 class Lane(Protocol):
     """Slots 0..slots-1, each with its own cache length.
 
+    branching: takes trees whose nodes have several children; False: chains only
     Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 
     slots: int
     context: int
+    branching: bool
     eos: frozenset[int]
     token_bytes: Sequence[bytes]
     sites: frozenset[str]

@@ -52,7 +52,7 @@ class Loop:
         self._live: dict[tuple[str, str], Any] = dict(given or {})
         monitors = _ByName(lambda name: self.method("monitors", name))
         self._methods = Methods(lambda name: self.method("samplers", name), monitors)
-        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors)
+        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors, branching=lane.branching)
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
         self._free = list(reversed(range(lane.slots)))

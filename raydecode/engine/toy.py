@@ -54,6 +54,7 @@ def logits(context: Sequence[int]) -> Tensor:
 class ToyLane:
     """The table behind a slot cache: each slot holds one key per position."""
 
+    branching = True
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
     sites: frozenset[str] = frozenset({"hidden"})

@@ -28,6 +28,7 @@ from raydecode.tree import TokenTree
 class TorchLane:
     """A model folder on one device. slots, context: see `Cache`; dtype: a torch dtype's name."""
 
+    branching = False
     sites: frozenset[str] = frozenset()
 
     def __init__(self, folder: Path, *, dtype: str, slots: int, context: int, trust_remote_code: bool = False) -> None:

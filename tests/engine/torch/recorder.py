@@ -48,7 +48,7 @@ class Recorder:
         self.lane.cache = Cache(slots, self.lane.context)
         self.slots, self.context = slots, self.lane.context
         self.eos, self.token_bytes, self.sites = lane.eos, lane.token_bytes, lane.sites
-        self.encode, self.fed = lane.encode, 0
+        self.branching, self.encode, self.fed = lane.branching, lane.encode, 0
 
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
         out = self.lane.forward(chunks, needs, hooks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import pytest
 import torch
 import transformers as hf
 
-from raydecode.contracts import Needs
+from raydecode import registry
+from raydecode.contracts import Needs, RowView
 from raydecode.engine.lane import Chunk
 from raydecode.engine.torch.cache import BLOCK, Cache
 from raydecode.engine.torch.lane import TorchLane
+from raydecode.request import Card
 from raydecode.tree import TokenTree
 from tests.engine.torch.recorder import Decoder, Memory, Recorder, ask, drain
 from tests.engine.torch.test_families import GROUPED
+from tests.methods.drafters import Drafting
 
 POISON = 7
+DRAFT = Card("branching")
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,23 @@ def test_keep_moves_a_path_and_fork_copies() -> None:
     assert cache.layer(0)[0][0, 0, :6, 0].tolist() == [0, 1, 2, 4, 0, 0]
     cache.fork(0, 1, 3)
     assert cache.layer(0)[1][1, 0, :5, 0].tolist() == [0, 1, 2, 0, 0]
+
+
+def test_a_draft_that_branches_is_cut_to_its_trunk(poisoned: TorchLane) -> None:
+    rows = [ask("a", [20, 21, 22], max_tokens=12, ignore_eos=True), ask("b", [40, 41], max_tokens=12, ignore_eos=True)]
+    truth = drain(Decoder(Recorder(poisoned, 2, Memory())), rows)
+
+    class Branching(Drafting):
+        """Proposes what will come, and something else beside it."""
+
+        def tree(self, row: RowView, budget: int, shared: object) -> TokenTree:
+            ahead = truth[row.id.request, 0].tokens[row.t : row.t + budget]
+            return TokenTree.paths(row.pending, [ahead, (1, 2), (*ahead[:1], 3)])
+
+    with registry.guests():
+        registry.register("drafters")(Branching)
+        drafted = [dataclasses.replace(r, decoding=dataclasses.replace(r.decoding, drafter=DRAFT)) for r in rows]
+        loop = Decoder(Recorder(poisoned, 2, Memory()), given={("drafters", "branching"): Branching()})
+        found = drain(loop, drafted)
+    assert found == truth
+    assert all(one.stats.accepted >= 6 and not one.stats.draft_failures for one in found.values())
