@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 LOT = b"raydecode.lot"
 
 
-Read = Callable[[Sequence[Span]], Iterator[tuple[Span, pa.Table]]]
+Read = Callable[[], Iterator[tuple[Span, pa.Table]]]
 
 
 def stream(
     lots: Sequence[Sequence[Span]],
-    read: Read,
+    reads: Sequence[Read],
     prepare: Callable[[pa.Table], pa.Table],
     *,
     ahead: int,
@@ -40,7 +40,8 @@ def stream(
 ) -> Iterator[tuple[ObjectRef, Sequence[Span]]]:
     """Read `lots` anywhere in the cluster; yield a reference to each one's block, and its units, as it becomes ready.
 
-    read, prepare: picklable; they turn what a file holds into rows and errors, and never raise for it
+    reads:          one per lot, picklable and small, for each travels with its own task
+    reads, prepare: they turn what a file holds into rows and errors, and never raise for it
     ahead:         blocks in work or waiting for a taker; the readers stop beyond it
     cpus:          CPUs per task; a half, so that one- and two-core machines read while something else runs
     Raises what Ray Data raises when a task is lost for good: the caller goes on without references.
@@ -49,7 +50,7 @@ def stream(
         return
     from ray.data import read_datasource
 
-    rows = read_datasource(_lots(lots, read), override_num_blocks=len(lots), num_cpus=cpus)
+    rows = read_datasource(_lots(reads), override_num_blocks=len(lots), num_cpus=cpus)
     dataset = rows.map_batches(_keeping_label(prepare), batch_size=None, batch_format="pyarrow", num_cpus=cpus)
     for ref, number in _references(dataset, ahead):
         yield ref, lots[number]
@@ -66,13 +67,13 @@ def lot_of(schema: pa.Schema) -> int | None:
     return int(text) if text else None
 
 
-def _lots(lots: Sequence[Sequence[Span]], read: Read) -> Any:
+def _lots(reads: Sequence[Read]) -> Any:
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
-    def task(number: int, lot: Sequence[Span]) -> ReadTask:
+    def task(number: int, read: Read) -> ReadTask:
         def block() -> list[pa.Table]:
-            return [label(pa.concat_tables([table for _, table in read(lot)]), number)]
+            return [label(pa.concat_tables([table for _, table in read()]), number)]
 
         return ReadTask(block, BlockMetadata(None, None, None, None))
 
@@ -83,7 +84,7 @@ def _lots(lots: Sequence[Sequence[Span]], read: Read) -> Any:
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-            return [task(*one) for one in enumerate(lots)]
+            return [task(*one) for one in enumerate(reads)]
 
     return Lots()
 

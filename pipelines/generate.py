@@ -104,7 +104,7 @@ def run(
     state = State() if overwrite else there
     job = _pinned(job, state)
     format = None if job.input.format == "auto" else job.input.format
-    files = discover(job.input.path, format=format, known=state.inputs, done=state.done)
+    files = discover(job.input.path, format=format, known=state.inputs, done=state.done, output=storage.url)
     if not overwrite and finished(storage, job=job.identity(), inputs=files):
         return _summary(storage, began, state.rows, already_finished=True)
     corpus = _checked(job, storage, files, state)
@@ -133,7 +133,7 @@ def _attempt(
 ) -> tuple[Mapping[str, Any], Opened]:  # fmt: skip
     """One ledger's life. Raises RayActorError when it dies."""
     size, least = job.actors.max, job.actors.min
-    render = Prepare(with_file(job.prompt.section(job.input.format)), corpus.schema.names)
+    render = Prepare(with_file(job.prompt.section(corpus.format)), corpus.schema.names)
     with _ledger(ray, job, storage, corpus, render) as ledger:
         schema, owner = schema_to_text(corpus.schema), Owner.me()
         opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
@@ -226,7 +226,7 @@ def _checked(job: JobConfig, storage: Storage, files: Sequence[InputFile], state
     staged = [stage(one, storage.url) if needs_staging(one) else one for one in files]
     schema = schema_from_text(state.schema) if state.schema else None
     corpus = open_corpus(staged, id=job.input.id, root=storage.url, schema=schema)
-    Renderer(job.prompt.section(job.input.format), corpus.schema.names)
+    Renderer(job.prompt.section(corpus.format), corpus.schema.names)
     OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA)
     return corpus
 
@@ -254,7 +254,9 @@ def _blocks(
 ) -> Iterator[tuple[Any, Sequence[Span]]]:
     from pipelines.blocks import stream
 
-    return stream(group_reads(corpus, units), partial(read_ready, corpus), render, ahead=ahead, cpus=READ_CPUS)
+    lots = group_reads(corpus, units)
+    reads = [partial(read_ready, corpus.only(lot[0].input), lot) for lot in lots]
+    return stream(lots, reads, render, ahead=ahead, cpus=READ_CPUS)
 
 
 # ---------------------------------------------------------------------- in the actors

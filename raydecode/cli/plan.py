@@ -105,13 +105,13 @@ def sample(job: Any, rows: int = SAMPLE_ROWS) -> tuple[float, list[Request], lis
     from raydecode.corpus.rows import block_errors
 
     format = None if job.input.format == "auto" else job.input.format
-    files = discover(job.input.path, format=format)
+    files = discover(job.input.path, format=format, output=job.output.path)
     with tempfile.TemporaryDirectory(prefix="raydecode-plan-") as folder:
         staged = [stage(one, folder) if needs_staging(one) else one for one in files]
         corpus = open_corpus(staged, id=job.input.id, root=folder)
         total = sum(corpus.rows_in(file.span) for file in corpus.files)
         units = plan_units(corpus, Cover(), block_rows=max(1, min(8, round(total / 32) or 1)))
-        prepare, make_requests = Prepare(job.prompt.section(job.input.format), corpus.schema.names), Requests(job)
+        prepare, make_requests = Prepare(job.prompt.section(corpus.format), corpus.schema.names), Requests(job)
         requests: list[Request] = []
         faults: list[str] = []
         for unit in _spread(units, rows):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +84,17 @@ class Corpus:
 
     def file(self, number: int) -> InputFile:
         return self._by_number[number][0]
+
+    @property
+    def format(self) -> str:
+        """The format of all files, or "auto" when they have several."""
+        formats = {file.format for file in self.files}
+        return formats.pop() if len(formats) == 1 else "auto"
+
+    def only(self, number: int) -> Corpus:
+        """The corpus of one file, for a task that reads it: 10,000 files are a megabyte of metadata."""
+        file, size = self._by_number[number]
+        return replace(self, files=(file,), row_bytes=(size,))
 
     def rows_in(self, span: Span) -> float:
         """Rows of a span: exact for Parquet, an estimate for lines."""

@@ -63,7 +63,7 @@ class LocalJob:
         state = replay(storage)
         files = discover(job.input.path, known=state.inputs, done=state.done)
         self.corpus = open_corpus(files, id=job.input.id, root=storage.url)
-        self.prepare = Prepare(job.prompt.section(job.input.format), self.corpus.schema.names)
+        self.prepare = Prepare(job.prompt.section(self.corpus.format), self.corpus.schema.names)
         self.read: list = []
         plan = lambda corpus, state: plan_units(corpus, state.done, max_actors=actors)  # noqa: E731
         self.ledger = LedgerActor(storage.url, self.corpus, blocks or self.blocks, plan, limits or Limits(), exit)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import pickle
 import random
 import tempfile
 from itertools import pairwise
@@ -287,6 +288,24 @@ def test_a_giant_line_is_an_error_and_costs_no_memory(tmp_path, monkeypatch):
     table = read_all(corpus_of(tmp_path / "a.jsonl", tmp_path))
     assert [e and e.type for e in block_errors(table)] == [None, "LineTooLong", None]
     assert [r["q"] for r in rows_of(table)] == ["a", None, "b"]
+
+
+def test_a_reading_task_carries_the_metadata_of_its_file_alone(tmp_path):
+    """10,000 small files are 10,000 tasks: a megabyte of metadata each would be 10 GB on the way to the readers."""
+    for i in range(100):
+        write_lines(tmp_path / f"{i:03d}.jsonl", [{"q": f"{i}"}])
+    corpus = corpus_of(tmp_path, tmp_path)
+    one = corpus.only(57)
+    assert len(pickle.dumps(one)) < len(pickle.dumps(corpus)) / 10
+    assert read_unit(one, one.files[0].span).equals(read_unit(corpus, corpus.files[57].span))
+
+
+def test_the_format_of_a_corpus(tmp_path):
+    write_lines(tmp_path / "a.jsonl", [{"q": "x"}])
+    assert corpus_of(tmp_path, tmp_path).format == "jsonl"
+    (tmp_path / "b.txt").write_text("x\n")
+    assert corpus_of(tmp_path, tmp_path).format == "auto"
+    assert corpus_of(tmp_path / "b.txt", tmp_path).format == "text"
 
 
 def test_unreadable_file_among_good_ones(tmp_path):

@@ -1,6 +1,7 @@
 """Contract with Ray Data's internals: one reference per unit, the right unit with it, a bounded read-ahead."""
 
 import time
+from functools import partial
 
 import pyarrow as pa
 import pytest
@@ -34,7 +35,7 @@ def test_every_lot_comes_once_with_its_own_rows(ray_session):
     import ray
 
     seen = {}
-    for ref, units in blocks.stream(LOTS, read, prepare, ahead=6):
+    for ref, units in blocks.stream(LOTS, [partial(read, lot) for lot in LOTS], prepare, ahead=6):
         block = ray.get(ref)
         keys = block["_key"].to_pylist()
         assert block["_text"].to_pylist() == [f"row {k}" for k in keys]
@@ -51,7 +52,7 @@ def test_readers_stop_when_nobody_pulls(ray_session, tmp_path):
             (tmp_path / str(unit.start)).touch()
             yield unit, table(unit)
 
-    stream = blocks.stream(lots, counted, prepare, ahead=6)
+    stream = blocks.stream(lots, [partial(counted, lot) for lot in lots], prepare, ahead=6)
     first = next(stream)
     before = -1
     while len(list(tmp_path.iterdir())) != before:  # until the readers stand still
@@ -66,8 +67,8 @@ def test_a_failing_task_raises_and_does_not_hang(ray_session):
         raise OSError("disk gone")
 
     with pytest.raises(Exception, match="disk gone"):
-        list(blocks.stream(LOTS, broken, prepare, ahead=6))
+        list(blocks.stream(LOTS, [partial(broken, lot) for lot in LOTS], prepare, ahead=6))
 
 
 def test_no_units_no_ray():
-    assert list(blocks.stream([], read, prepare, ahead=6)) == []
+    assert list(blocks.stream([], [], prepare, ahead=6)) == []

@@ -80,6 +80,17 @@ def test_goes_on_where_another_run_ended_and_then_says_it_is_finished(ray_sessio
     assert texts(job) == texts(other)
 
 
+def test_an_output_in_the_folder_of_its_input_and_the_prompt_of_a_text_file(ray_session, tmp_path):
+    """The parts are no new input files: the second run has nothing to do. `auto` finds the column of a text file."""
+    (tmp_path / "in.txt").write_text("ab\n(a)\n\nba")
+    job = job_of(tmp_path, str(tmp_path), input={"id": None}, output={"path": str(tmp_path / "out")})
+    first = run(job)
+    assert (first.rows, first.errors) == (3, 0)
+    assert {row["input_text"] for row in rows_of(job)} == {"ab", "(a)", "ba"}
+    again = run(job)
+    assert (again.rows, again.already_finished) == (3, True)
+
+
 def test_end_by_error_rate_is_a_job_error(ray_session, tmp_path):
     rows = [{**row, "prompt": "a" * 90} for row in prompts(150)]
     job = job_of(
