@@ -65,7 +65,8 @@ class TorchEngine(Loop):
         lane = TorchLane(folder, dtype=self.dtype, slots=slots, context=context, trust_remote_code=trust)
         super().__init__(lane, **given, **loop)
         self.promise_found: Promise = check_lane(lane, self.dtype)
-        self.promise = self.promise_found.promise
+        found = self.promise_found
+        self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
 
 
 def resolve_dtype(dtype: str) -> str:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.real_model
 def test_this_lane_is_bitwise_and_left_clean(engine: TorchEngine) -> None:
     found = check_lane(engine.lane, "float32")
     assert (found.promise, found.noise) == ("bitwise", 0.0), found.detail
-    assert engine.promise == "bitwise"
+    assert (engine.promise, engine.device, engine.noise) == ("bitwise", "cpu", 0.0), "what a report says of the engine"
+    assert engine.detail
     assert engine.lane.model.config.num_hidden_layers == 30
     assert not any(keys.any() or values.any() for keys, values in engine.lane.cache._layers.values())
 
