@@ -34,6 +34,7 @@ def command(
 
 def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> dict[str, Any]:
     """The stored row, the request it was made from, one entry per token, and the verdict."""
+    from raydecode.corpus.log import replay
     from raydecode.corpus.storage import open_storage
 
     storage = open_storage(output)
@@ -42,7 +43,7 @@ def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> di
     row = table.to_pylist()[0]
     if row["error"]:
         raise UserError(f"this row has no text, it failed: {row['error']['message']}", field="--id", value=id)
-    request = _request(job, table)
+    request = _request(job, table, {file.format for file in replay(storage).inputs})
     shown = dataclasses.replace(request.decoding, logprobs=max(request.decoding.logprobs or 0, ALTERNATIVES))
     steps, outcome = _run(job, dataclasses.replace(request, decoding=shown), sample)
     text = outcome.text.decode("utf-8", "replace")
@@ -113,7 +114,7 @@ def _find(storage: Any, id: str, sample: int) -> Any:
     raise UserError(f"no row {id!r}", field="--id", value=id, nearest=nearest(id, beside), hint="see the column `id`")
 
 
-def _request(job: Any, row: Any) -> Any:
+def _request(job: Any, row: Any, formats: set[str]) -> Any:
     """The request of the row: its input columns are all in the output, so the input file is not needed."""
     import pyarrow as pa
 
@@ -131,7 +132,8 @@ def _request(job: Any, row: Any) -> Any:
     fields = [*BLOCK_FIELDS, *(row.schema.field(name).with_name(own) for name, own in names.items())]
     values = [pa.array([internal[field.name]], field.type) for field in BLOCK_FIELDS]
     block = pa.table([*values, *(row[name] for name in names)], schema=pa.schema(fields))
-    prepared = Prepare(job.prompt.section(job.input.format), list(names.values()))(block)
+    section = job.prompt.section(formats.pop() if len(formats) == 1 else "auto")
+    prepared = Prepare(section, list(names.values()))(block)
     ((_, request),) = Requests(job).of(prepared)
     if not isinstance(request, Request):
         raise UserError(f"the row does not render any more: {request.message}", field="--id", value=at["id"])

@@ -85,6 +85,22 @@ class LocalJob:
             prepare=self.prepare, build=build, ledger=self.call, fetch=fetch, spare=spare,
         )  # fmt: skip
 
+    def until(self, rows: int, name: str = "w0") -> int:
+        """Run one worker until so many rows are committed, then drain it: the order comes with the commit's answer, so
+        a busy machine changes nothing. Returns the rows committed when it has left."""
+        worker = self.worker(name)
+
+        def call(method, *arguments):
+            answer = self.call(method, *arguments)
+            if method == "commit" and replay(open_storage(self.job.output.path)).rows >= rows:
+                self.ledger.drain(name)
+            return answer
+
+        worker._ledger = call
+        worker.start()
+        assert worker.run() == "drain"
+        return replay(open_storage(self.job.output.path)).rows
+
     def run(self, workers: int = 1, **options) -> list[str]:
         """Reasons the workers left for."""
         reasons: list[str] = []

@@ -41,16 +41,7 @@ def test_texts_do_not_depend_on_the_number_of_actors(tmp_path, workers):
 
 def test_a_second_attempt_goes_on_where_the_first_ended(tmp_path):
     job = job_of(tmp_path, prompts(40), output={"flush_s": 0.001}, engine={"options": {"step_s": 0.002}})
-    first = LocalJob(job)
-    worker = first.worker("w0")
-    worker.start()
-    thread = threading.Thread(target=worker.run, daemon=True)
-    thread.start()
-    while replay(open_storage(job.output.path)).rows < 10:
-        pass
-    first.ledger.drain("w0")
-    thread.join(30)
-    before = replay(open_storage(job.output.path)).rows
+    before = LocalJob(job).until(10)
     assert 10 <= before < 40
     second = LocalJob(job)
     assert second.opened.rows == before

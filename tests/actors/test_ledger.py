@@ -93,8 +93,11 @@ def test_a_slow_read_delays_no_message(tmp_path):
 def test_a_stalled_worker_is_to_be_killed_once(tmp_path):
     local = LocalJob(job_of(tmp_path, prompts(20)), limits=Limits(stall_s=0.1))
     ticket = 0
+    deadline = time.monotonic() + LONG_S
     while not isinstance(reply := local.ledger.next("w0", ticket), Lease):
         ticket += 1
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     local.ledger.report("w0", list(reply.todo), [], 0, 0, 0.01)
     kills = []
     deadline = time.monotonic() + LONG_S

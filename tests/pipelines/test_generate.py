@@ -6,7 +6,6 @@ What needs no cluster is tested without one (tests/actors).
 import json
 import subprocess
 import sys
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,16 +60,9 @@ def test_all_formats_two_actors_an_unreadable_file_and_a_row_that_kills(ray_sess
 def test_goes_on_where_another_run_ended_and_then_says_it_is_finished(ray_session, tmp_path):
     job = job_of(tmp_path, prompts(60), output={"flush_s": 0.01}, engine={"options": {"step_s": 0.002}})
     part = LocalJob(job)
-    worker = part.worker("w0")
-    worker.start()
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    while replay(open_storage(job.output.path)).rows < 10:
-        assert thread.is_alive()
-    part.ledger.drain("w0")
-    thread.join(60)
+    before = part.until(10)
     part.ledger.close()
-    before = replay(open_storage(job.output.path)).rows
+    assert 10 <= before < 60
     first = run(job, takeover=True)
     assert (first.rows, first.rows_before, first.already_finished) == (60, before, False)
     again = run(job)
