@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -265,7 +265,3 @@ def _neighbour(fs: fsspec.AbstractFileSystem, inner: str) -> str | None:
         names = [one for one in names if fnmatch.fnmatch(one, "*" + name.strip("*?[]") + "*")] or names
     close = nearest(name, names)
     return f"{folder}/{close}" if close else None
-
-
-def with_staged(file: InputFile, staged: str, rows: int) -> InputFile:
-    return replace(file, staged=staged, size_positions=rows)
