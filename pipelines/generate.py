@@ -223,7 +223,8 @@ def _checked(job: JobConfig, storage: Storage, files: Sequence[InputFile], state
 
     choose(job)
     prepare(storage)
-    staged = [stage(one, storage.url) if needs_staging(one) else one for one in files]
+    lost = {one.number for one in files if one.staged and not state.done.covers(one.span)}  # perhaps; `stage` looks
+    staged = [stage(one, storage.url) if needs_staging(one) or one.number in lost else one for one in files]
     schema = schema_from_text(state.schema) if state.schema else None
     corpus = open_corpus(staged, id=job.input.id, root=storage.url, schema=schema)
     Renderer(job.prompt.section(corpus.format), corpus.schema.names)

@@ -478,7 +478,7 @@ class Ledger:
             return True
         self._end(
             f"{state.errors} of {state.weight} rows failed ({state.errors / state.weight:.1%}), max_error_rate allows "
-            f"{limit:.1%}: look at the `error` column of the output, then start the same command again to go on"
+            f"{limit:.1%}: look at the `error` column; what is committed stays, a higher limit goes on"
         )
         return False
 

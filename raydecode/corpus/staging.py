@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from raydecode.corpus.discover import compression, filesystem
 from raydecode.corpus.lines import lines_in
 from raydecode.corpus.records import InputFile
+from raydecode.errors import UserError
 
 LINE, BAD, RAW = "_line", "_bad", "_raw"
 _GROUP_ROWS = 8192
@@ -45,9 +46,13 @@ def needs_staging(file: InputFile) -> bool:
 def stage(file: InputFile, root: str) -> InputFile:
     """The file with its staged copy below `root`, made now or found there. One reader per file; streaming.
 
-    A file that cannot be read to its end is staged up to there, with one last row for the fault.
+    A file that cannot be read to its end is staged up to there, with one last row for the fault. A copy that the log
+    knows and somebody removed is made again; with other rows than before it is refused (UserError).
     """
-    name = f"_input/{file.number}-{zlib.crc32(f'{file.path} {file.stamp}'.encode()):08x}.parquet"
+    name = (
+        file.staged
+        or f"_input/{file.number}-{zlib.crc32(f'{file.format} {file.path} {file.stamp}'.encode()):08x}.parquet"
+    )
     fs, target = filesystem(f"{root}/{name}")
     if not fs.exists(target):
         fs.makedirs(target.rpartition("/")[0], exist_ok=True)
@@ -60,6 +65,13 @@ def stage(file: InputFile, root: str) -> InputFile:
                 fs.rm_file(temporary)
     with fs.open(target, "rb") as copy:
         rows = pq.ParquetFile(copy).metadata.num_rows
+    if file.staged is not None and rows != file.size_positions:
+        raise UserError(
+            f"{file.path} had {file.size_positions} rows when this output was begun and has {rows} now",
+            field="input.path",
+            value=file.path,
+            hint="put the file back as it was, or choose a new output.path",
+        )
     return replace(file, staged=name, size_positions=rows)
 
 

@@ -577,3 +577,11 @@ def test_staging_is_made_once_and_whole(tmp_path):
     assert stage(file, root) == one
     assert os.stat(f"{root}/{one.staged}").st_mtime_ns == before
     assert os.listdir(f"{root}/_input") == [os.path.basename(one.staged)]
+    os.remove(f"{root}/{one.staged}")
+    assert stage(one, root) == one
+    assert os.path.exists(f"{root}/{one.staged}"), "a copy that somebody removed is made again"
+    os.remove(f"{root}/{one.staged}")
+    os.remove(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("q\nx\ny\n")
+    with pytest.raises(UserError, match="had 1 rows"):
+        stage(one, root)
