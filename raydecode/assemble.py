@@ -117,7 +117,7 @@ def _refusal(engine: str, spec: DecodingSpec) -> Refused | None:
         from raydecode.engine.vllm import refuse
 
         return refuse(spec)
-    from raydecode.engine.loop import refuse as refuse_loop
+    from raydecode.engine.cards import refuse as refuse_loop
 
     return refuse_loop(engine, spec)
 

@@ -15,15 +15,16 @@ from raydecode import registry
 from raydecode.constraint import Pending
 from raydecode.contracts import Needs
 from raydecode.engine.admission import fit_prompt
+from raydecode.engine.cards import complete, refuse
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.lane import Chunk, Lane, Outputs
 from raydecode.engine.rows import Row
 from raydecode.engine.walk import Methods, Visit, walk
-from raydecode.errors import Refused, RowError, UserError
+from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent, TextEvent
-from raydecode.request import FIELDS, DecodingSpec, Request, RowId
+from raydecode.request import DecodingSpec, Request, RowId
 
 
 class Loop:
@@ -131,6 +132,7 @@ class Loop:
         if spec.n < 1 or spec.max_tokens < 1:
             given = f"got n = {spec.n}, max_tokens = {spec.max_tokens}"
             raise RowError("request", "BadLimit", f"n and max_tokens are at least 1, {given}")
+        spec = complete(spec)
         ids = self.lane.encode(request.prompt)
         size = len(self.host.token_bytes)
         foreign = next((id for id in (*ids, *request.resume) if not 0 <= id < size), None)
@@ -300,29 +302,6 @@ class Loop:
         if end > row.shown:
             events.append(TextEvent(row.id, row.text[row.shown : end]))
             row.shown = end
-
-
-def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
-    """What a loop named `engine` cannot host: an unknown method, one whose card does not list it, a search, ..."""
-    for room, cards in spec.cards().items():
-        for card in cards:
-            field = f"decoding.{FIELDS[room]}"
-            try:
-                method = registry.get(room, card.name, field)
-            except UserError as error:
-                return Refused(error.message, field=field, value=card.name, nearest=error.nearest, hint=error.hint)
-            if room in ("searches", "interventions") or engine not in method.engines:
-                return Refused(
-                    f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
-                    hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
-                )  # fmt: skip
-            missing = [name for name in ("hidden", "lanes", "grad") if getattr(method.needs, name)]
-            if missing:
-                return Refused(
-                    f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
-                    field=field, value=card.name,
-                )  # fmt: skip
-    return None
 
 
 class _ByName(dict):

@@ -194,6 +194,8 @@ def test_a_resume_past_the_end_of_text_ends_there():
         (_request(prompt=()), "EmptyPrompt", "at least one"),
         (_request(spec=DecodingSpec(sampler=(Card("top_q"),))), "Refused", "no sampler 'top_q'"),
         (_request(spec=DecodingSpec(search=Card("nonesuch"))), "Refused", "no search 'nonesuch'"),
+        (_request(spec=DecodingSpec(sampler=(Card("min_p"),))), "BadOption", "min_p needs this option"),
+        (_request(spec=DecodingSpec(sampler=(Card("min_p", {"q": 1}),))), "BadOption", "min_p has no option 'q'"),
     ],
 )
 def test_a_request_at_fault_is_an_outcome(request_, kind, said):

@@ -1,0 +1,55 @@
+"""Cards against a loop: which it refuses, and their options filled in. Pure: asks the registry, makes no method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raydecode import registry
+from raydecode.errors import Refused, RowError, UserError
+from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
+
+
+def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
+    """What a loop named `engine` cannot host: an unknown method, one whose card does not list it, a search, ..."""
+    for room, cards in spec.cards().items():
+        for card in cards:
+            field = f"decoding.{FIELDS[room]}"
+            try:
+                method = registry.get(room, card.name, field)
+            except UserError as error:
+                return Refused(error.message, field=field, value=card.name, nearest=error.nearest, hint=error.hint)
+            if room in ("searches", "interventions") or engine not in method.engines:
+                return Refused(
+                    f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
+                    hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
+                )  # fmt: skip
+            missing = [name for name in ("hidden", "lanes", "grad") if getattr(method.needs, name)]
+            if missing:
+                return Refused(
+                    f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
+                    field=field, value=card.name,
+                )  # fmt: skip
+    return None
+
+
+def complete(spec: DecodingSpec) -> DecodingSpec:
+    """The spec with the defaults of every card's options. Raises RowError for a card whose options are not valid.
+
+    A card that names all its options was parsed where it came in (a job file, a row's column) and stays as it is.
+    """
+    change = {}
+    for room, cards in spec.cards().items():
+        filled = tuple(_filled(room, card) for card in cards)
+        if filled != cards:
+            change[FIELDS[room]] = filled[0] if FIELDS[room] in SINGLE else filled
+    return dataclasses.replace(spec, **change) if change else spec
+
+
+def _filled(room: str, card: Card) -> Card:
+    method = registry.get(room, card.name)
+    if method.options.model_fields.keys() <= card.options.keys():
+        return card
+    try:
+        return method.parse(card, f"decoding.{FIELDS[room]}")
+    except UserError as error:
+        raise RowError("request", "BadOption", str(error)) from None
