@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from raydecode import registry
 from raydecode.errors import Refused, RowError, UserError
@@ -37,7 +38,7 @@ def complete(spec: DecodingSpec) -> DecodingSpec:
 
     A card that names all its options was parsed where it came in (a job file, a row's column) and stays as it is.
     """
-    change = {}
+    change: dict[str, Any] = {}
     for room, cards in spec.cards().items():
         filled = tuple(_filled(room, card) for card in cards)
         if filled != cards:
