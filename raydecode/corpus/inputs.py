@@ -152,6 +152,8 @@ def open_corpus(
             ) from error
         if any(file.format in ("jsonl", "openai") for file in files):
             schema = schema.append(pa.field(EXTRA, pa.string()))
+    else:
+        _refuse_new_columns(files, heads, schema)
     names = [name for name in schema.names if name != EXTRA]
     if id is None and any(file.format == "openai" for file in files) and all(file.format == "openai" for file in files):
         id = "custom_id"
@@ -231,6 +233,19 @@ def _head(file: InputFile, root: str) -> _Head:
         return _Head(_infer(file.format, [text for _, _, text in found]), max(1.0, size))
     except Exception as error:
         return _Head(None, 1.0 if is_table(file) else ROW_BYTES, f"{type(error).__name__}: {error}")
+
+
+def _refuse_new_columns(files: Sequence[InputFile], heads: Sequence[_Head], schema: pa.Schema) -> None:
+    """A table that joins a job with a column of its own would lose it: the output's columns are fixed."""
+    for file, head in zip(files, heads, strict=True):
+        new = set(head.schema.names if head.schema is not None else ()) - set(schema.names)
+        if new and file.format in ("parquet", "csv"):
+            raise UserError(
+                f"{file.path} has columns that this output was begun without: " + ", ".join(sorted(new)),
+                field="input.path",
+                value=file.path,
+                hint="choose a new output.path for it, or drop the columns",
+            )
 
 
 def _infer(format: str, lines: Sequence[bytes | RowError]) -> pa.Schema:

@@ -55,9 +55,11 @@ def read_units(corpus: Corpus, units: Sequence[Span]) -> Iterator[tuple[Span, pa
             done += 1
             yield unit, _with_ids(corpus, file, block)
     except Exception as error:  # the file, not a row: gone, no permission, truncated, corrupt
-        fault = RowFault.of(error, "read")
-        for unit in units[done:]:
-            yield unit, _unreadable(corpus, file, unit, fault)
+        if len(units) > 1:  # what one unit holds says nothing of the next: each by itself
+            for unit in units[done:]:
+                yield from read_units(corpus, [unit])
+            return
+        yield units[0], _unreadable(corpus, file, units[0], RowFault.of(error, "read"))
 
 
 def needs_index(corpus: Corpus, number: int) -> bool:
@@ -158,7 +160,7 @@ def _table_block(corpus: Corpus, file: InputFile, start: int, rows: pa.Table) ->
     rows, odd = _presentable(rows)
     for i, fault in odd.items():
         errors[i] = fault.block_record()
-    columns = [_cast(rows, one) for one in corpus.schema]
+    columns = [_cast(rows, one, errors) for one in corpus.schema]
     values = None if corpus.id is not None else rows.to_pylist()
     given = [_given(v) for v in rows[corpus.id].to_pylist()] if corpus.id in rows.column_names else [""] * n
     names: list[str] = []
@@ -210,13 +212,25 @@ def staged_lines(rows: pa.Table | pa.RecordBatch) -> list[bytes | RowError]:
     return [line if bad is None else _staged_fault(bad) for line, bad in pairs]
 
 
-def _cast(rows: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+def _cast(rows: pa.Table, field: pa.Field, errors: list[dict[str, object] | None]) -> pa.Array | pa.ChunkedArray:
+    """A column in the corpus's type. A value that has no place there is null, and its row gets an error."""
     if field.name not in rows.column_names:
         return pa.nulls(rows.num_rows, field.type)
     column = rows[field.name]
     if is_json(field) and not pa.types.is_string(column.type):
         return to_columns([{field.name: v} for v in column.to_pylist()], pa.schema([field]))[0]
-    return column.cast(field.type)
+    try:
+        return column.cast(field.type)
+    except pa.ArrowInvalid:
+        pass
+    values: list[pa.Scalar] = []
+    for i, value in enumerate(column):
+        try:
+            values.append(value.cast(field.type))
+        except pa.ArrowInvalid as error:
+            values.append(pa.scalar(None, field.type))
+            errors[i] = errors[i] or RowFault("read", "InvalidValue", f"column {field.name}: {error}").block_record()
+    return pa.array([value.as_py() for value in values], field.type)
 
 
 def _block(

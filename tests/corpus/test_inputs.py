@@ -250,6 +250,39 @@ def test_parquet_values_that_nobody_can_hold_cost_their_rows(tmp_path, id):
     assert [(row["q"], row["n"]) for row in rows_of(table)] == [("a", 1), (None, 2), ("b", 3)]
 
 
+def test_a_value_without_a_place_in_the_common_type_costs_its_row(tmp_path):
+    pq.write_table(pa.table({"q": ["x", "y", "z"], "n": [1, 2**53 + 1, 3]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"q": ["w"], "n": [0.5]}), tmp_path / "b.parquet")
+    table = read_all(corpus_of(tmp_path, tmp_path))
+    assert [row["n"] for row in rows_of(table)] == [1.0, None, 3.0, 0.5]
+    assert [e and e.type for e in block_errors(table)] == [None, "InvalidValue", None, None]
+
+
+def test_a_unit_that_cannot_be_read_says_nothing_of_the_next(tmp_path, monkeypatch):
+    path = write_lines(tmp_path / "a.jsonl", [{"q": f"{i}"} for i in range(30)])
+    corpus = corpus_of(path, tmp_path, id="q")
+    whole = reading._line_block
+
+    def broken(corpus, file, found):
+        if any(b'"13"' in text for _, _, text in found):
+            raise ValueError("this one")
+        return whole(corpus, file, found)
+
+    monkeypatch.setattr(reading, "_line_block", broken)
+    units = plan_units(corpus, Cover(), block_rows=5)
+    blocks = [block for _, block in read_units(corpus, units)]
+    assert [any(block_errors(block)) for block in blocks].count(True) == 1
+    assert sum(block.num_rows for block in blocks) > 20
+
+
+def test_a_table_that_joins_with_a_new_column_is_refused(tmp_path):
+    pq.write_table(pa.table({"q": ["x"]}), tmp_path / "a.parquet")
+    schema = corpus_of(tmp_path / "a.parquet", tmp_path).schema
+    pq.write_table(pa.table({"q": ["y"], "more": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet has columns .* without: more"):
+        corpus_of(tmp_path, tmp_path, schema=schema)
+
+
 def test_given_ids_of_any_kind(tmp_path):
     given = [7, 1.5, True, "\u00fc\U0001f600", "\ud800", "\ud801", "", None]
     table = read_all(corpus_of(write_lines(tmp_path / "a.jsonl", [{"k": k} for k in given]), tmp_path, id="k"))
