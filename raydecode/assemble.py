@@ -125,6 +125,8 @@ def _refusal(engine: str, spec: DecodingSpec) -> Refused | None:
 def _dtype(job: JobConfig, engine: str) -> str:
     if engine == TOY:
         return "float32"
-    from raydecode.engine.torch import resolve_dtype
+    import torch
 
-    return resolve_dtype(job.engine.dtype)
+    from raydecode.engine.dtype import fast_dtype
+
+    return fast_dtype(job.engine.dtype, gpu=engine == "vllm" and torch.cuda.is_available())

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from raydecode.cli.terminal import out, print_json
-from raydecode.errors import RowError, UserError, nearest
+from raydecode.errors import JobError, UserError, nearest
 from raydecode.events import OutcomeEvent, TokenEvent
 from raydecode.request import Request
 
@@ -170,7 +170,7 @@ def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], Out
                             f"the row fails now: {event.error.message}", field="--id", value=request.noise_id
                         )
                     return steps, event
-    raise RowError("engine", "NoOutcome", "the engine stopped without an outcome")
+    raise JobError("the engine stopped without an outcome")
 
 
 def _spelling(engine: Any) -> Any:

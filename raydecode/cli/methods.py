@@ -16,7 +16,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="everything, with the JSON Schema of the options")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="the table of the README")] = False,
 ) -> None:
-    """List the registered methods: paper, whether the text's law stays exact, engines, options."""
+    """List the registered methods: paper, lossless (the text's law stays the model's) or not, engines, options."""
     rows = listed(room)
     if as_json:
         print_json(rows)
@@ -50,13 +50,15 @@ def listed(room: str | None = None) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| room | method | what it does | paper | engines | options |", "|---|---|---|---|---|---|"]
+    head = "| room | method | what it does | paper | lossless | engines | options |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for row in rows:
         cells = (
             row["room"],
             f"`{row['name']}`",
             row["summary"],
             _paper(row["paper"]),
+            "yes" if row["exact"] else "no",
             ", ".join(row["engines"]),
             options(row),
         )
@@ -83,7 +85,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
             room = row["room"]
             out.print(f"[bold]{room}[/bold]")
         marks = [", ".join(row["engines"]), row["paper"]]
-        marks += ["exact: the text's law stays the model's"] if row["exact"] else []
+        marks += ["lossless" if row["exact"] else "changes the text's law"]
         marks += [] if row["pure"] else ["depends on the clock or a service"]
         out.print(f"  {row['name']}({options(row)})", markup=False, end="  ")
         out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)

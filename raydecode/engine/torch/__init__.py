@@ -9,6 +9,6 @@
     probe         promise.py    which promise this device keeps
 """
 
-from raydecode.engine.torch.engine import TorchEngine, resolve_dtype
+from raydecode.engine.torch.engine import TorchEngine
 
-__all__ = ["TorchEngine", "resolve_dtype"]
+__all__ = ["TorchEngine"]

@@ -1,13 +1,7 @@
-"""The torch engine: the loop over a transformers model, with the promise that this device can keep.
-
-dtype "auto": bfloat16 where the processor multiplies it natively, float32 elsewhere. On an AVX2-only processor a
-bfloat16 product of 32 rows took 7 times as long as a float32 one (3072 x 576: 7.5 against 1.1 ms, two threads).
-The choice is made from the processor's flags, not from a timing, so that a restart makes the same one.
-"""
+"""The torch engine: the loop over a transformers model, on the CPU, with the promise that this processor can keep."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +9,7 @@ from typing import Any
 import torch
 
 from raydecode import models
+from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.lane import TorchLane
@@ -56,7 +51,7 @@ class TorchEngine(Loop):
                 )  # fmt: skip
         if threads:
             torch.set_num_threads(threads)
-        self.dtype = resolve_dtype(dtype)
+        self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
@@ -67,18 +62,6 @@ class TorchEngine(Loop):
         self.promise_found: Promise = check_lane(lane, self.dtype)
         found = self.promise_found
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
-
-
-def resolve_dtype(dtype: str) -> str:
-    """The dtype that "auto" means on this machine."""
-    if dtype != "auto":
-        return dtype
-    if torch.cuda.is_available():
-        return "bfloat16"
-    native = False
-    with contextlib.suppress(AttributeError):  # private names of torch: without them, the dtype that is never slow
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native else "float32"
 
 
 def _context(card: models.ModelCard, dtype: str, slots: int, max_length: int | None) -> int:

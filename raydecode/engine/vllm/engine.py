@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raydecode.engine.admission import fit_prompt
+from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
 from raydecode.engine.vllm.params import map_chain, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
@@ -66,14 +67,14 @@ class VllmEngine:
                 value=max_length, nearest=str(min(max(max_length, 2), card.context)),
             )  # fmt: skip
         self.slots, self.context, self.stream, self.clock = slots, max_length or card.context, stream, clock
-        from raydecode.engine.torch import resolve_dtype
+        import torch
 
         given = dict(options or {})
         self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
             Path(folder),
             card,
-            dtype=resolve_dtype(dtype),
+            dtype=fast_dtype(dtype, gpu=torch.cuda.is_available()),
             slots=slots,
             max_length=self.context,
             threads=threads,
