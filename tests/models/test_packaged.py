@@ -111,5 +111,5 @@ def test_the_real_package_is_converted_and_recorded(smollm: Path) -> None:
 
 
 def _without_pip(monkeypatch: pytest.MonkeyPatch, *, uv: str | None) -> None:
-    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.PathFinder, "find_spec", lambda name: None)
     monkeypatch.setattr(packaged.shutil, "which", {"uv": uv}.get)

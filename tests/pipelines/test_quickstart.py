@@ -1,4 +1,4 @@
-"""The README's commands, run: the demo job on the toy model, then verify, explain, report and the finished job again."""
+"""The README's commands, run: the demo on the toy model, then verify, explain, and the finished job once more."""
 
 from __future__ import annotations
 
