@@ -77,8 +77,11 @@ class Estimate:
         rate = self.rate()
         if not self.rows or rate <= 0:
             return None
+        limit = self.limit if self.limit and max(self.lengths) <= self.limit else None  # rows may set their own
+        if limit:  # ages are told from time, and a row waits and reads its prompt first
+            ages = [min(age, limit - 1) for age in ages]
         curve = _Survival.of(self.lengths, ages)
-        far = float(max(self.limit or 0, 2 * max(ages, default=0), curve.last))
+        far = float(max(limit or 2 * max(ages, default=0), curve.last))
         error = _Z90 * math.hypot(
             curve.deviation() * math.sqrt(rows_waiting + len(ages)),
             curve.deviation() * (rows_waiting + len(ages)) / math.sqrt(self.rows),

@@ -29,6 +29,18 @@ def test_rate_is_of_the_last_minute():
     assert one.rate() == pytest.approx(30.0)
 
 
+def test_no_row_is_expected_to_pass_the_limit():
+    """Ages come from the clock: rows that read long prompts first look older than any row can get."""
+    one = Estimate(limit=48)
+    for _ in range(20):
+        one.finished(48)
+    one.mark(0.0, 0)
+    one.mark(1.0, 96)
+    eta = one.left(100, [60] * 32)
+    assert eta.seconds < 48 * 132 / 96 + 48 / 3
+    assert eta.high < 2 * 48 * 132 / 96
+
+
 def test_running_rows_count_as_censored():
     """Ten rows of 10 finished, ten rows are at 10 already and unfinished: the mean is not 10."""
     one = Estimate(limit=100)
