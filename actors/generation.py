@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -104,9 +105,8 @@ class GenerationActor:
     # ------------------------------------------------------------------ called from outside
     def start(self) -> dict[str, Any]:
         """Build the engine. Returns what the report says of it."""
-        engine = self._build(self._job)
-        self._stepper = Stepper(engine, self._slots, self._woken)
-        self._stepper.start()
+        self._stepper = Stepper(partial(self._build, self._job), self._slots, self._woken)
+        engine = self._stepper.start()
         told = {name: getattr(engine, name, None) for name in ("promise", "device", "dtype", "why", "noise", "detail")}
         return {"engine": getattr(engine, "name", type(engine).__name__), "pid": os.getpid()} | {
             name: str(value) for name, value in told.items() if value is not None

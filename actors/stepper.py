@@ -2,6 +2,10 @@
 
 The thread never waits for anybody: it takes what `feed` has put there, steps, and leaves what ended in a box. Rows
 enter the engine only when it has a slot for them, so that "in a slot" is known outside (blame after a crash needs it).
+
+The engine is built in that thread, too: OpenMP's thread count belongs to the thread that set it. Built elsewhere, the
+torch engine steps with one thread (Ray's default) whatever was asked, and vLLM on CPU ends the process ("Check failed:
+thread_num (1 vs. 2)").
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 
 from raydecode.contracts import Engine
 from raydecode.events import OutcomeEvent, TokenEvent
@@ -19,13 +24,16 @@ from raydecode.request import Request
 
 
 class Stepper:
-    """engine: built in the caller's thread, used by the stepper's alone from `start` on.
+    """build: makes the engine; called in the stepper's thread, and nobody else touches what it returns
 
     wake: called from the engine's thread when outcomes lie ready or it has room and nothing to run
     """
 
-    def __init__(self, engine: Engine, slots: int, wake: Callable[[], None]) -> None:
-        self.engine, self.slots, self._wake = engine, slots, wake
+    engine: Engine
+
+    def __init__(self, build: Callable[[], Engine], slots: int, wake: Callable[[], None]) -> None:
+        self._build, self.slots, self._wake = build, slots, wake
+        self._built: Future[Engine] = Future()
         self.tokens = self.steps = 0
         self.span: tuple[float, float] | None = None  # Unix time of the first step's begin and the last one's end
         self.starved = 0  # steps begun with a free slot and nothing fed: the announcements were too few
@@ -38,8 +46,10 @@ class Stepper:
         self._more = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="engine", daemon=True)
 
-    def start(self) -> None:
+    def start(self) -> Engine:
+        """The engine, once it is built; raises what building it raises."""
         self._thread.start()
+        return self._built.result()
 
     def feed(self, requests: Iterable[Request]) -> None:
         """Rows that may enter a slot at any time from now on."""
@@ -66,6 +76,12 @@ class Stepper:
         return statistics.median(list(self._durations)) if self._durations else None
 
     def _guarded(self) -> None:
+        try:
+            self.engine = self._build()
+        except BaseException as error:
+            self._built.set_exception(error)
+            return
+        self._built.set_result(self.engine)
         try:
             while True:
                 self._more.clear()

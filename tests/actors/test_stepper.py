@@ -31,7 +31,7 @@ def collect(stepper, n, wake):
 @pytest.mark.parametrize("samples", [1, 3])
 def test_every_row_comes_back_with_all_its_samples(samples):
     wake = threading.Event()
-    stepper = Stepper(ToyEngine(slots=4), 4, wake.set)
+    stepper = Stepper(lambda: ToyEngine(slots=4), 4, wake.set)
     stepper.start()
     stepper.feed(requests(20, n=samples))
     out = collect(stepper, 20, wake)
@@ -51,7 +51,7 @@ def test_never_more_samples_inside_than_slots():
             Watched.most = max(Watched.most, self.waiting + len(self.running))
 
     wake = threading.Event()
-    stepper = Stepper(Watched(slots=4), 4, wake.set)
+    stepper = Stepper(lambda: Watched(slots=4), 4, wake.set)
     stepper.start()
     stepper.feed(
         [*requests(10), *(Request(f"n{i}", "x", Text("a"), DecodingSpec(max_tokens=5, n=3)) for i in range(5))]
@@ -62,7 +62,7 @@ def test_never_more_samples_inside_than_slots():
 
 def test_a_row_wider_than_the_engine_runs_alone():
     wake = threading.Event()
-    stepper = Stepper(ToyEngine(slots=2), 2, wake.set)
+    stepper = Stepper(lambda: ToyEngine(slots=2), 2, wake.set)
     stepper.start()
     stepper.feed(requests(3, n=5))
     assert all(len(outcomes) == 5 for outcomes in collect(stepper, 3, wake).values())
@@ -70,7 +70,7 @@ def test_a_row_wider_than_the_engine_runs_alone():
 
 def test_a_refused_request_ends_with_one_outcome_and_frees_its_slots():
     wake = threading.Event()
-    stepper = Stepper(ToyEngine(slots=4, context=8), 4, wake.set)
+    stepper = Stepper(lambda: ToyEngine(slots=4, context=8), 4, wake.set)
     stepper.start()
     stepper.feed([Request("long", "x", Text("a" * 50), DecodingSpec(max_tokens=5, n=3)), *requests(6, n=1)[:1]])
     out = collect(stepper, 2, wake)
@@ -84,10 +84,40 @@ def test_a_failing_step_is_told_and_not_swallowed():
             raise RuntimeError("cable out")
 
     wake = threading.Event()
-    stepper = Stepper(Broken(slots=2), 2, wake.set)
+    stepper = Stepper(lambda: Broken(slots=2), 2, wake.set)
     stepper.start()
     stepper.feed(requests(1))
     deadline = time.monotonic() + 30
     while stepper.failure is None and time.monotonic() < deadline:
         wake.wait(0.1)
     assert "cable out" in stepper.failure
+
+
+def test_the_engine_is_built_and_stepped_in_one_thread():
+    """OpenMP's thread count is the thread's: an engine that sets it elsewhere steps with another."""
+    seen = []
+
+    class Threaded(ToyEngine):
+        def __init__(self):
+            seen.append(threading.get_ident())
+            super().__init__(slots=2)
+
+        def step(self):
+            seen.append(threading.get_ident())
+            return super().step()
+
+    wake = threading.Event()
+    stepper = Stepper(Threaded, 2, wake.set)
+    assert isinstance(stepper.start(), Threaded)
+    stepper.feed(requests(3))
+    collect(stepper, 3, wake)
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen
+
+
+def test_an_engine_that_cannot_be_built_is_said():
+    def build():
+        raise ValueError("no weights")
+
+    with pytest.raises(ValueError, match="no weights"):
+        Stepper(build, 2, lambda: None).start()
