@@ -10,7 +10,7 @@ import typer
 
 from raydecode.cli.terminal import out, print_json
 from raydecode.errors import JobError, UserError, nearest
-from raydecode.events import OutcomeEvent, TokenEvent
+from raydecode.events import OutcomeEvent, StepEvent, TokenEvent
 from raydecode.request import Request
 
 ALTERNATIVES = 5
@@ -143,13 +143,14 @@ def _request(job: Any, row: Any, formats: set[str]) -> Any:
 def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], OutcomeEvent]:
     from raydecode.assemble import build_engine
 
-    engine = build_engine(job)
+    engine = build_engine(job, stream=True)
     refused = engine.refuse(request.decoding)
     if refused:
         raise refused
     engine.submit(request)
     spell = _spelling(engine)
     steps: list[dict[str, Any]] = []
+    forwards = 0
     while engine.busy:
         engine.wait(1.0)
         for event in engine.step():
@@ -164,6 +165,10 @@ def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], Out
                         "kept_nats": event.kept,
                         "alternatives": [{"token": id, "text": spell(id), "logp": logp} for id, logp in event.top],
                     })  # fmt: skip
+                case StepEvent() if event.row.sample == sample and event.emitted:
+                    forwards += 1
+                    for depth, step in enumerate(steps[event.t0 :]):
+                        step |= {"forward": forwards, "drafted_by": event.drafter if depth else None}
                 case OutcomeEvent() if event.row.sample == sample:
                     if event.error:
                         raise UserError(

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Annotated
+import json
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydecode.cli.terminal import count, out, print_json
 
+if TYPE_CHECKING:
+    from raydecode.corpus.storage import Storage
+    from raydecode.corpus.verify import Finding
+
 
 def command(
     output: Annotated[str, typer.Argument(help="the folder named by output.path")],
     inputs: Annotated[bool, typer.Option("--inputs/--no-inputs", help="compare the input files too")] = True,
+    job: Annotated[str | None, typer.Option("--job", help="a job file that should have made this output")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for pipes")] = False,
 ) -> int:
-    """Check hashes, ids, coverage and inputs of OUTPUT. Exit code 1 when something is wrong."""
+    """Check hashes, ids, coverage, inputs and configuration of OUTPUT. Exit code 1 when something is wrong."""
     from raydecode.corpus.storage import open_storage
     from raydecode.corpus.verify import verify
 
-    found = verify(open_storage(output), inputs=inputs)
+    storage = open_storage(output)
+    found = verify(storage, inputs=inputs)
+    found.findings += _configuration(storage, job)
     if as_json:
         print_json(dataclasses.asdict(found) | {"ok": found.ok})
         return 0 if found.ok else 1
@@ -32,3 +41,27 @@ def command(
     out.print(f"{counts} in {found.parts} parts; {state}")
     out.print("[green]all of it is as the log says[/green]" if found.ok else "[red]the output is damaged[/red]")
     return 0 if found.ok else 1
+
+
+def _configuration(storage: Storage, job: str | None) -> list[Finding]:
+    """Is the job in the log the one that the report describes, and the one in the file `job`?"""
+    from raydecode.config import JobConfig, load_job
+    from raydecode.corpus.log import refuse_difference, replay
+    from raydecode.corpus.verify import Finding
+    from raydecode.errors import UserError
+
+    logged = replay(storage).job or {}
+    others: dict[str, JobConfig] = {}
+    with contextlib.suppress(FileNotFoundError):  # an unfinished job has no report
+        others["report.json"] = JobConfig.model_validate(json.loads(storage.read("report.json"))["facts"]["job"])
+    if job:
+        given = load_job(job, [])
+        decided = {key: logged["engine"][key] for key in ("name", "dtype") if getattr(given.engine, key) == "auto"}
+        others[job] = given.model_copy(update={"engine": given.engine.model_copy(update=decided)})
+    out = []
+    for where, other in others.items():
+        try:
+            refuse_difference(storage.url, logged, json.loads(json.dumps(other.identity())))
+        except UserError as error:
+            out.append(Finding("error", error.message.replace("the output holds rows of", "it describes"), where))
+    return out

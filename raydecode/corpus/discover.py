@@ -1,8 +1,10 @@
 """Which files a job reads, and whether they are still what they were.
 
 Identity of a file = path, size and stamp: content hash for local files up to 64 MiB, else mtime and a hash of both
-ends; etag or checksum for object stores. A file that the log knows under its path and that differs is refused by
-name; new files get new numbers; a covered file that has gone is no longer needed.
+ends; etag or checksum for object stores. A known local file whose size and mtime are the recorded ones is taken for
+unchanged without being opened; another mtime (a copy, a checkout) makes its content count. A file that the log knows
+under its path and that differs is refused by name; new files get new numbers; a covered file that has gone is no
+longer needed.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -44,9 +47,17 @@ _PART = re.compile(r"/part-\d{6}-[0-9a-f]{32}\.parquet$")
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """A file of the listing; its content is read when `stamp` is asked for."""
+
     path: str
     size: int
-    stamp: str
+    mtime: float | None
+    stamp: Callable[[], str]
+
+    def is_still(self, old: InputFile) -> bool:
+        if self.size != old.size_bytes:
+            return False
+        return (self.mtime is not None and self.mtime == old.mtime) or self.stamp() == old.stamp
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -90,10 +101,10 @@ def discover(
                 value=old.path,
                 hint="put it back, or choose a new output.path",
             )
-        if now is not None and (now.size, now.stamp) != (old.size_bytes, old.stamp):
+        if now is not None and not now.is_still(old):
             raise UserError(
                 f"input file {old.path} has changed since this output was begun "
-                f"({old.size_bytes} bytes, {old.stamp} -> {now.size} bytes, {now.stamp})",
+                f"({old.size_bytes} bytes, {old.stamp} -> {now.size} bytes, {now.stamp()})",
                 field="input.path",
                 value=old.path,
                 hint="restore it, give changed rows a new file, or choose a new output.path",
@@ -130,7 +141,7 @@ def _describe(number: int, found: _Found, format: str | None) -> InputFile:
         positions = _parquet_rows(found.path)
     elif kind == "jsonl" and format is None and _is_openai(found.path):
         kind = "openai"
-    return InputFile(number, found.path, kind, found.size, found.stamp, positions)
+    return InputFile(number, found.path, kind, found.size, found.stamp(), positions, mtime=found.mtime)
 
 
 def _parquet_rows(path: str) -> int:
@@ -184,7 +195,9 @@ def _expand(pattern: str, explicit: bool, output: str | None) -> Iterator[_Found
             hint="formats: " + ", ".join(sorted(_SUFFIXES)) + " (also compressed), or set input.format",
         )
     for name, info in names.items():
-        yield _Found(_url(fs, name), int(info["size"] or 0), _stamp(fs, name, info))
+        mtime = info.get("mtime")
+        mtime = float(mtime) if isinstance(mtime, int | float) else None  # object stores have an etag
+        yield _Found(_url(fs, name), int(info["size"] or 0), mtime, partial(_stamp, fs, name, info))
 
 
 def _files(fs: fsspec.AbstractFileSystem, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

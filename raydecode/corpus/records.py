@@ -37,6 +37,7 @@ class InputFile:
     number:         never reused within a job
     stamp:          etag, checksum or mtime: what tells a changed file
     size_positions: rows (Parquet) or bytes (all else)
+    mtime:          of a local file; equal size and mtime spare reading it again
     staged:         path below the output of a Parquet copy that is read in its place (gz, multi-line CSV), or None
     """
 
@@ -47,6 +48,7 @@ class InputFile:
     stamp: str
     size_positions: int
     staged: str | None = None
+    mtime: float | None = None
 
     @property
     def span(self) -> Span:

@@ -83,6 +83,22 @@ def test_verify_finds_damage(out, capsys):
         part.write_bytes(whole)
 
 
+def test_verify_compares_the_configuration(out, job, tmp_path, capsys):
+    """The log's job against the report's and against a job file; the twins with another seed are found."""
+    (tmp_path / "job.yaml").write_text(json.dumps(job.to_json()))
+    assert run(["verify", out, "--job", str(tmp_path / "job.yaml")]) == 0
+    other = job.to_json()
+    other["decoding"]["seed"] = 4
+    (tmp_path / "other.yaml").write_text(json.dumps(other))
+    assert run(["verify", out, "--job", str(tmp_path / "other.yaml")]) == 1
+    assert "decoding.seed: 3 -> 4" in capsys.readouterr().out
+    report = json.loads(Path(out, "report.json").read_text())
+    report["facts"]["job"]["decoding"]["seed"] = 5
+    Path(out, "report.json").write_text(json.dumps(report))
+    assert run(["verify", out]) == 1
+    assert "report.json" in capsys.readouterr().out
+
+
 def test_report_counts_what_is_there(out, job, capsys):
     assert run(["report", out]) == 0
     report = json.loads(Path(out, "report.json").read_text())
@@ -106,6 +122,8 @@ def test_explain_is_equal(id, sample, out, job, capsys):
     assert len(found["steps"]) == stored["output_tokens"]
     assert all(len(step["alternatives"]) == 5 for step in found["steps"])
     assert found["steps"][0]["logp"] <= 0
+    assert [step["forward"] for step in found["steps"]] == list(range(1, len(found["steps"]) + 1))
+    assert {step["drafted_by"] for step in found["steps"]} == {None}
 
 
 def test_explain_shows_each_step(out, capsys):

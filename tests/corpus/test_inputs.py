@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -595,10 +596,25 @@ def test_plan_shrinks_towards_the_end(tmp_path):
     assert Cover(plan_units(corpus, done)) == Cover([Span(0, 100, 150), Span(0, 299, 300)])
 
 
-def test_covered_files_are_not_opened(tmp_path):
+def test_covered_files_are_not_opened(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl", [{"q": 1}])
     corpus = corpus_of(path, tmp_path)
-    assert plan_units(corpus, Cover([corpus.files[0].span])) == []
+    done = Cover([corpus.files[0].span])
+    opened = []
+    for name in ("open", "cat_file"):
+        real = getattr(LocalFileSystem, name)
+
+        def noted(self, file, *arguments, real=real, **named):
+            opened.append(file)
+            return real(self, file, *arguments, **named)
+
+        monkeypatch.setattr(LocalFileSystem, name, noted)
+    assert tuple(discover(str(path), known=corpus.files, done=done)) == corpus.files
+    assert plan_units(corpus, done) == []
+    assert opened == []
+    os.utime(path, (1, 1))
+    assert tuple(discover(str(path), known=corpus.files, done=done)) == corpus.files
+    assert opened, "another mtime: the content decides"
 
 
 def test_staging_is_made_once_and_whole(tmp_path):

@@ -107,5 +107,5 @@ def test_torch_engine(tmp_path, smollm, dtype):
         "engine": {"name": "torch", "dtype": dtype, "slots": 4, "threads": 1},
         "decoding": {"max_tokens": 10, "seed": 11, "sampler": SAMPLED},
     }
-    found = ways(tmp_path, rows, assemble.build_engine, sections, counts=(1, 2), after=1)
+    found = ways(tmp_path, rows, assemble.build_engine, sections, counts=(1, 2, 4), after=1)
     assert len(set(found.values())) == 1, found

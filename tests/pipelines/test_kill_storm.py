@@ -5,6 +5,7 @@ once, while the old processes still run.
 """
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -99,6 +100,45 @@ def test_kill(storm, tmp_path, undisturbed):
     finally:
         for run in runs:
             run.reap()
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.timeout(1800)
+def test_kill_with_the_real_model(tmp_path, smollm, root):
+    """SmolLM2 on the torch engine, sampled: driver, actor and ledger killed in mid-job, texts as undisturbed."""
+    corpus = (root / "configs" / "data" / "quickstart.jsonl").read_text().splitlines()[:24]
+    rows = [{"name": one["id"], "prompt": one["prompt"]} for one in map(json.loads, corpus)]
+
+    def real(out):
+        return job_of(
+            tmp_path,
+            rows,
+            model=str(smollm),
+            engine={"name": "torch", "slots": 4, "threads": 1, "max_length": 1024},
+            decoding={"max_tokens": 12, "seed": 5, "sampler": [{"name": "temperature", "value": 0.8}]},
+            output={"path": str(tmp_path / out), "flush_s": 0.2},
+        )
+
+    quiet = Run(real("quiet"))
+    assert quiet.wait() == 0, quiet.output()
+    undisturbed = {row["id"]: row["text"] for row in rows_of(quiet.job)}
+    assert len(undisturbed) == len(rows)
+    for victim in ("driver", "actor", "ledger"):
+        runs = [Run(real(victim))]
+        try:
+            assert runs[0].until(lambda done: done >= len(rows) // 3), "it ended before it could be hit"
+            signal_to(runs[0].find(victim)[0], signal.SIGKILL)
+            runs[0].wait()
+            runs[0].reap()
+            while runs[-1].process.returncode != 0:
+                assert len(runs) < 4, runs[-1].output()
+                runs.append(Run(runs[0].job, "--takeover"))
+                runs[-1].wait()
+            check(runs[0].job, undisturbed)
+        finally:
+            for run in runs:
+                run.reap()
 
 
 @pytest.mark.timeout(1200)
