@@ -1,4 +1,4 @@
-"""A job on vLLM through Ray, on two threads: the engine lives in an actor's thread there, which unit tests do not see."""
+"""A job on vLLM through Ray, on two threads: there the engine lives in a thread of an actor, unseen by unit tests."""
 
 import pytest
 
