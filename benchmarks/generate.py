@@ -24,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +193,10 @@ def measure(system: str, mix: str, rows: int, args: argparse.Namespace, folder: 
     return {"wall_s": wall, **json.loads(done.stdout.strip().splitlines()[-1])}
 
 
-def compare(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
-    """Every system and mix, one after the other; a system's small run serves all its mixes."""
-    out, starts = [], {}
+def compare(args: argparse.Namespace, folder: str, save: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Every system and mix, one after the other; a system's small run serves all its mixes. Saved after each."""
+    out: list[dict[str, Any]] = []
+    starts: dict[str, dict[str, Any]] = {}
     for mix in args.mixes:
         for system in args.systems:
             if (mix, system) in SKIPPED:
@@ -209,7 +212,15 @@ def compare(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
                 row["tokens_per_s"] = made / row["steady_s"]
             out.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
-    return out
+            save(out)
+
+
+def cpu() -> str:
+    """The processor's name, on Linux."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -271,19 +282,24 @@ def main() -> None:
     from raydecode import models
 
     folder = str(models.locate(args.model))
-    results = compare(args, folder)
-    mixed: list[dict[str, Any]] = []
-    if "raydecode-torch" in args.systems:
+    found: dict[str, list[dict[str, Any]]] = {"results": [], "mixed": []}
+
+    def save(key: str, rows: list[dict[str, Any]]) -> None:
+        found[key] = rows
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            about = {"machine": cpu(), "cores": os.cpu_count(), "rows": args.rows, "tokens": args.tokens}
+            about |= {"dtype": args.dtype, "slots": SLOTS, "options": sys.argv[1:]}
+            args.json.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
+            plot(found["results"], args.json.with_suffix(".png"))
+
+    torch_too = "raydecode-torch" in args.systems
+    compare(args, folder, partial(save, "results"))
+    print(table(found["results"]))
+    if torch_too:
         args.systems, args.mixes = ["raydecode-torch-mixed"], ["uniform"]
-        mixed = compare(args, folder)
-    print(table(results))
-    print("\nmethods mixed per row (torch engine)\n" + table(mixed))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rows": args.rows}
-        about |= {"tokens": args.tokens, "dtype": args.dtype, "command": " ".join(sys.argv)}
-        args.json.write_text(json.dumps({"about": about, "results": results, "mixed": mixed}, indent=1) + "\n")
-        plot(results, args.json.with_suffix(".png"))
+        compare(args, folder, partial(save, "mixed"))
+        print("\nmethods mixed per row (torch engine)\n" + table(found["mixed"]))
 
 
 if __name__ == "__main__":
