@@ -237,9 +237,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Tokens per second by system, one group of bars per mix."""
-    import matplotlib
-
+    """Tokens per second by system, one group of bars per mix. Left out where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: pip install matplotlib", file=sys.stderr)
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
