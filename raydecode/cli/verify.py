@@ -55,13 +55,15 @@ def _configuration(storage: Storage, job: str | None) -> list[Finding]:
     with contextlib.suppress(FileNotFoundError):  # an unfinished job has no report
         others["report.json"] = JobConfig.model_validate(json.loads(storage.read("report.json"))["facts"]["job"])
     if job:
-        given = load_job(job, [])
-        decided = {key: logged["engine"][key] for key in ("name", "dtype") if getattr(given.engine, key) == "auto"}
-        others[job] = given.model_copy(update={"engine": given.engine.model_copy(update=decided)})
+        others[job] = load_job(job, [])
     out = []
     for where, other in others.items():
+        auto = [key for key in ("name", "dtype") if getattr(other.engine, key) == "auto"]
+        decided = other.engine.model_copy(update={key: logged["engine"][key] for key in auto})
         try:
-            refuse_difference(storage.url, logged, json.loads(json.dumps(other.identity())))
+            identity = other.model_copy(update={"engine": decided}).identity()
+            refuse_difference(storage.url, logged, json.loads(json.dumps(identity)))
         except UserError as error:
-            out.append(Finding("error", error.message.replace("the output holds rows of", "it describes"), where))
+            severity = "error" if error.field == "output.path" else "note"  # a prompt file that is elsewhere now
+            out.append(Finding(severity, error.message.replace("the output holds rows of", "it describes"), where))
     return out

@@ -87,6 +87,9 @@ def test_verify_compares_the_configuration(out, job, tmp_path, capsys):
     """The log's job against the report's and against a job file; the twins with another seed are found."""
     (tmp_path / "job.yaml").write_text(json.dumps(job.to_json()))
     assert run(["verify", out, "--job", str(tmp_path / "job.yaml")]) == 0
+    auto = job.to_json() | {"engine": "auto"}  # what was decided for it stands in the log
+    (tmp_path / "auto.yaml").write_text(json.dumps(auto))
+    assert run(["verify", out, "--job", str(tmp_path / "auto.yaml")]) == 0
     other = job.to_json()
     other["decoding"]["seed"] = 4
     (tmp_path / "other.yaml").write_text(json.dumps(other))
