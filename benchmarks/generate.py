@@ -122,7 +122,7 @@ def _ray_data_llm(texts: list[str], outputs: list[int], dtype: str, folder: str)
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     config = vLLMEngineProcessorConfig(
         model_source=folder,
         engine_kwargs={"dtype": dtype, "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": SLOTS},
