@@ -4,7 +4,7 @@ The thread never waits for anybody: it takes what `feed` has put there, steps, a
 enter the engine only when it has a slot for them, so that "in a slot" is known outside (blame after a crash needs it).
 
 The engine is built in that thread, too: OpenMP's thread count belongs to the thread that set it. Built elsewhere, the
-torch engine steps with one thread (Ray's default) whatever was asked, and vLLM on CPU ends the process ("Check failed:
+torch engine would step with Ray's default of one whatever was asked, and vLLM on CPU ends the process ("Check failed:
 thread_num (1 vs. 2)").
 """
 
