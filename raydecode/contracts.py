@@ -38,13 +38,19 @@ class Needs:
     """What a method wants computed. United by `|`; nothing is computed that no row asked for.
 
     top_k:    candidates of the raw model per node;  top_k_nodes: on the accepted path or on all verified nodes
-    hidden:   named sites;  hidden_nodes: the tail (node that produced the pending token), accepted, or all
+    hidden:   named sites of the model (`Lane.sites`): TokenEvent.hidden, SamplerRows.hidden, StepRecord.hidden
+    hidden_nodes: (drafters) the tail (node that produced the pending token), accepted, or all
     logp:     the token's log-probability under the raw model
     entropy:  of the raw model, nats
-    own_logp: (samplers) the token's log-probability at this stage's own input
-    history:  (samplers) ids of prompt and output so far, the drafted path included
+    own_logp: (samplers) the token's log-probability at this stage's own input; NaN for who does not ask
+    history:  (samplers) ids of prompt and output so far, the drafted path included; refused to who does not ask
     lanes:    names of further models
     grad:     gradients through the model
+
+    `needs` of a class are what it needs under all options. What depends on options or on the model a class says by
+
+        @staticmethod
+        def needs_of(options: Options, sites: Sequence[str]) -> Needs       # sites: the lane's, from the inside out
     """
 
     top_k: int = 0
@@ -157,6 +163,22 @@ class SamplerRows(Protocol):
         """float64 [R], the state column of each row."""
         ...
 
+    @property
+    def sites(self) -> Sequence[str]:
+        """The model's sites, from the inside out."""
+        ...
+
+    def hidden(self, site: str) -> Tensor:
+        """[R, D] at the node whose next token is chosen; only sites that this method's needs name."""
+        ...
+
+    def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
+        """float32 [len(index), V]: the output layer on `site` of some of these rows, computed now, for them alone.
+
+        norm: behind the model's final norm.
+        """
+        ...
+
 
 class Sampler(Protocol):
     """One object per method and engine; options and state of rows are columns, so a batch is one call.
@@ -180,7 +202,10 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """A running row as a drafter sees it. context ends with `pending`."""
+    """A running row as a drafter sees it. context ends with `pending`; hidden: site -> [D] of the node that chose it.
+
+    `hidden` is empty before the row's first token.
+    """
 
     id: RowId
     t: int
@@ -189,6 +214,7 @@ class RowView:
     prompt_len: int
     state: Any
     max_new: int
+    hidden: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +250,7 @@ class StepRecord:
     """What verification found for one row: every verified node, reached or not.
 
     path: accepted nodes, the root first; emitted: tokens chosen at them; top_ids, hidden: by node, if needed
+    hidden: node -> {site: [D]}, for the nodes that `Needs.hidden_nodes` says
     """
 
     row: RowId
@@ -232,7 +259,7 @@ class StepRecord:
     path: tuple[int, ...]
     emitted: tuple[int, ...]
     top_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    hidden: Mapping[int, Any] = field(default_factory=dict)
+    hidden: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Drafter(Protocol):
@@ -285,20 +312,37 @@ class Monitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The nodes an intervention sees: row, absolute position, ids on the path from the row's first token."""
+    """The nodes an intervention sees: row, absolute position, ids on the path from the row's first token to the node.
 
-    rows: tuple[RowId, ...]
-    position: tuple[int, ...]
-    path: tuple[tuple[int, ...], ...]
+    rows only tells whose nodes belong together: samples share their prompt's cache, so nothing may depend on which row
+    it is. path is made on access: a prompt's nodes would hold its length squared in ids.
+    """
+
+    rows: Sequence[RowId]
+    position: Sequence[int]
+    path: Sequence[tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class Intervention(Protocol):
-    """Tensor to tensor at a named site of the model; it knows row, path and position, never a step number."""
+    """Tensor to tensor at a named site of the model; it knows row, path and position, never a step number.
+
+    One object per engine; rows with equal options share a call. It is asked at every node of its rows, the prompt's
+    included, and again when a cache is rebuilt: a node's result depends on that node's own x, position and path.
+    A class may say `identity: Options`, options at which it returns its input bit for bit.
+    """
 
     needs: Needs
-    site: str
 
-    def apply(self, x_MD: Tensor, nodes: Nodes, options: Options) -> Tensor: ...
+    def site(self, options: Options) -> str:
+        """Where: one of the lane's sites."""
+        ...
+
+    def apply(self, x_MD: Tensor, nodes: Nodes, options: Options) -> Tensor:
+        """New [M, D], same dtype."""
+        ...
 
     def horizon(self, options: Options) -> int | None:
         """How many tokens may be verified before the effect changes; None = any number."""

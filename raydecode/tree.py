@@ -78,6 +78,13 @@ class TokenTree:
         pick = tuple(self.token[i] for i in keep), tuple(new.get(self.parent[i], -1) for i in keep)
         return TokenTree(*pick, tuple(self.est[i] for i in keep))
 
+    def shallow(self, depth: int) -> TokenTree:
+        """The nodes less deep than `depth` (the root is 0 deep); order kept."""
+        keep = [i for i, deep in enumerate(self.depth()) if deep < depth]
+        new = {old: i for i, old in enumerate(keep)}
+        pick = tuple(self.token[i] for i in keep), tuple(new.get(self.parent[i], -1) for i in keep)
+        return TokenTree(*pick, tuple(self.est[i] for i in keep))
+
     def trunk(self) -> TokenTree:
         """The one path that follows the likeliest child (`est`; the first on ties): for a model that takes chains."""
         node, tokens, est = 0, [self.token[0]], [self.est[0]]

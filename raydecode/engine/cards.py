@@ -19,12 +19,12 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                 method = registry.get(room, card.name, field)
             except UserError as error:
                 return Refused(error.message, field=field, value=card.name, nearest=error.nearest, hint=error.hint)
-            if room in ("searches", "interventions") or engine not in method.engines:
+            if room == "searches" or engine not in method.engines:
                 return Refused(
                     f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
-            missing = [name for name in ("hidden", "lanes", "grad") if getattr(method.needs, name)]
+            missing = [name for name in ("lanes", "grad") if getattr(method.needs, name)]
             if missing:
                 return Refused(
                     f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",

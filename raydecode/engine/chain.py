@@ -5,6 +5,7 @@ x_RV: float32 logits, R rows, V vocabulary, G rows of one group; -inf is "not al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raydecode.contracts import Columns, Sampler
+from raydecode.engine.inside import Look
 from raydecode.engine.rows import Row, StageRows
 from raydecode.errors import RowError
 
@@ -31,8 +33,13 @@ class Observation:
     x_GV: Tensor
 
 
-def shape(x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf) -> tuple[Tensor, list[Observation]]:
-    """Run every row's chain. A row whose method raises gets a fault; its logits are not read again."""
+def shape(
+    x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf, look: Look | None = None
+) -> tuple[Tensor, list[Observation]]:
+    """Run every row's chain. A row whose method raises gets a fault; its logits are not read again.
+
+    look: what the forward kept of the rows' nodes, for methods that need the model's inside.
+    """
     observations: list[Observation] = []
     for stage in range(max((len(row.spec.sampler) for row in rows), default=0)):
         groups: dict[str, list[int]] = {}
@@ -46,7 +53,7 @@ def shape(x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf) -> tuple[Tensor
             if method.columns:
                 observations.append(Observation(stage, method, index, x_GV))
 
-            run = partial(_shape, method, stage, group, x_GV)
+            run = partial(_shape, method, stage, group, x_GV, look.pick(index) if look else None)
             for part, y in _alone_if_it_raises(group, run):
                 if whole and len(part) == len(rows):
                     x_RV = y
@@ -62,9 +69,11 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
         group = [rows[seen.index[i]] for i in live]
         if not group:
             continue
-        x_GV = seen.x_GV[live].double()
         token_G = token_R[[seen.index[i] for i in live]]
-        own_logp_G = x_GV.gather(1, token_G[:, None])[:, 0] - x_GV.logsumexp(1)
+        own_logp_G = torch.full((len(live),), math.nan, dtype=torch.float64)
+        if seen.method.needs.own_logp:
+            x_GV = seen.x_GV[live].double()
+            own_logp_G = x_GV.gather(1, token_G[:, None])[:, 0] - x_GV.logsumexp(1)
 
         run = partial(_observe, seen.method, seen.stage, group, token_G, own_logp_G)
         for part, columns in _alone_if_it_raises(group, run):
@@ -74,9 +83,11 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
                     state[seen.stage] = {**state[seen.stage], name: float(value)}
 
 
-def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, part: list[int]) -> Tensor:
+def _shape(
+    method: Sampler, stage: int, group: list[Row], x_GV: Tensor, look: Look | None, part: list[int]
+) -> Tensor:
     x = x_GV if len(part) == len(group) else x_GV[part]
-    y = method.shape(x, _stage_rows([group[i] for i in part], stage))
+    y = method.shape(x, _stage_rows([group[i] for i in part], stage, method, look.pick(part) if look else None))
     if y.shape != x.shape or y.dtype != x.dtype:
         got, want = f"{y.dtype} {list(y.shape)}", f"{x.dtype} {list(x.shape)}"
         name = group[0].spec.sampler[stage].name
@@ -87,15 +98,16 @@ def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, part: li
 def _observe(
     method: Sampler, stage: int, group: list[Row], token_G: Tensor, own_logp_G: Tensor, part: list[int]
 ) -> Columns:
-    columns = method.observe(_stage_rows([group[i] for i in part], stage), token_G[part], own_logp_G[part])
+    columns = method.observe(_stage_rows([group[i] for i in part], stage, method), token_G[part], own_logp_G[part])
     if set(columns) != set(method.columns) or any(column.shape != (len(part),) for column in columns.values()):
         want = f"{', '.join(method.columns)}, each [{len(part)}]"
         raise RowError("sampler", "BadColumns", f"{group[0].spec.sampler[stage].name} owes the columns {want}")
     return columns
 
 
-def _stage_rows(rows: list[Row], stage: int) -> StageRows:
-    return StageRows(rows, [row.spec.sampler[stage] for row in rows], [row.sampler_state[stage] for row in rows])
+def _stage_rows(rows: list[Row], stage: int, method: Sampler, look: Look | None = None) -> StageRows:
+    cards, states = [row.spec.sampler[stage] for row in rows], [row.sampler_state[stage] for row in rows]
+    return StageRows(rows, cards, states, look, method.needs)
 
 
 def _alone_if_it_raises(rows: list[Row], call: Callable[[list[int]], T]) -> list[tuple[list[int], T]]:

@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from raydecode.constraint import Constraint, compose
-from raydecode.contracts import Drafter, Monitor, RowView, StepRecord
+from raydecode.contracts import Drafter, Monitor, Needs, RowView, StepRecord
+from raydecode.engine.inside import needs_of
+from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
 from raydecode.request import Card
@@ -45,19 +47,21 @@ class Drafters:
         return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
 
     def observe(
-        self, row: Row, tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...], logits_NV: Tensor
+        self, row: Row, tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...], outputs: Outputs, base: int
     ) -> None:
-        """Let the row's drafter learn from what was verified; logits_NV: of every node, reached or not."""
+        """Let the row's drafter learn from what was verified, every node of it; the tree's nodes begin at `base`."""
         assert row.spec.drafter is not None
         name = row.spec.drafter.name
         try:
             drafter, top = self._of(name), {}
             if drafter.needs.top_k:
                 nodes = range(len(tree)) if drafter.needs.top_k_nodes == "all" else path
-                k = min(drafter.needs.top_k, logits_NV.shape[1])
-                best = logits_NV[list(nodes)].topk(k).indices.tolist()
+                k = min(drafter.needs.top_k, outputs.logits_MV.shape[1])
+                best = outputs.logits_MV[[base + node for node in nodes]].topk(k).indices.tolist()
                 top = {node: tuple(ids) for node, ids in zip(nodes, best, strict=True)}
-            record = StepRecord(row.id, row.drafter_state, tree, path, emitted, top)
+            needs = needs_of(drafter, row.spec.drafter, tuple(outputs.hidden))
+            hidden = _hidden(row, needs, len(tree), path, outputs, base) if needs.hidden and path else {}
+            record = StepRecord(row.id, row.drafter_state, tree, path, emitted, top, hidden)
             row.drafter_state = drafter.observe([record], self._share(name), row.spec.drafter.options)[0]
         except Exception:
             row.draft_failures += 1
@@ -101,7 +105,9 @@ class Drafters:
 
     def _view(self, row: Row, card: Card) -> RowView:
         context = tuple(row.context)
-        view = RowView(row.id, row.t, context, row.pending, row.prompt_len, row.drafter_state, row.limit - row.t)
+        view = RowView(
+            row.id, row.t, context, row.pending, row.prompt_len, row.drafter_state, row.limit - row.t, row.tail
+        )
         if row.drafter_state is None:
             row.drafter_state = self._of(card.name).open(view, card.options)
         return view
@@ -119,4 +125,16 @@ class Drafters:
         if why:
             row.draft_failures += row.t >= len(row.replay)
             return TokenTree.root(row.pending)
+        if row.horizon is not None:
+            tree = tree.shallow(max(row.horizon, 1))
         return tree if self._branching else tree.trunk()
+
+
+def _hidden(
+    row: Row, needs: Needs, size: int, path: tuple[int, ...], outputs: Outputs, base: int
+) -> dict[int, dict[str, Tensor]]:
+    """What the drafter's `hidden_nodes` says, copied: the call's own tensors go. Keeps the row's tail."""
+    wanted = {"tail": path[-1:], "accepted": path, "all": range(size)}[needs.hidden_nodes]
+    hidden = {node: {site: outputs.hidden[site][base + node].clone() for site in needs.hidden} for node in wanted}
+    row.tail = hidden[path[-1]]
+    return hidden

@@ -33,7 +33,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """An intervention at a site for some of the call's nodes (index over all chunks, prefix nodes included)."""
+    """An intervention at a site for some of the call's nodes (index over all chunks, prefix nodes included).
+
+    Hooks of one site act in order, before the site is read. apply: [len(nodes), D] -> the same shape and dtype.
+    """
 
     site: str
     nodes: tuple[int, ...]
@@ -42,16 +45,23 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D]."""
+    """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D], the sites that were asked for.
+
+    head: [N, D] of any site -> float32 [N, V], the output layer alone or behind the final norm; a row's bits are its own
+    """
 
     logits_MV: Tensor
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    head: Callable[[Tensor, bool], Tensor] | None = None
 
 
 class Lane(Protocol):
     """Slots 0..slots-1, each with its own cache length.
 
     branching: takes trees whose nodes have several children; False: chains only
+    sites: where hooks act and hidden states are read, from the inside out:
+           "input" (what the token table gives), "embedding" (the first layer's input), "layer.0" .. (each layer's
+           output), "final" (the output layer's input)
     Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 
@@ -60,7 +70,7 @@ class Lane(Protocol):
     branching: bool
     eos: frozenset[int]
     token_bytes: Sequence[bytes]
-    sites: frozenset[str]
+    sites: Sequence[str]
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; raises RowError."""

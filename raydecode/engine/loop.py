@@ -6,6 +6,7 @@ decode one tree each, rows with an unread prompt a chunk of it, so that a long p
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,10 +16,12 @@ from raydecode import registry
 from raydecode.constraint import Pending
 from raydecode.contracts import Needs
 from raydecode.engine.admission import fit_prompt
+from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
+from raydecode.engine.inside import asked, hooks, needs_of, refuse_sites, united
 from raydecode.engine.lane import Chunk, Lane, Outputs
 from raydecode.engine.rows import Row
 from raydecode.engine.walk import Methods, Visit, walk
@@ -52,7 +55,8 @@ class Loop:
         self.host = ServiceHost(lane.token_bytes, lane.eos, services)
         self._live: dict[tuple[str, str], Any] = dict(given or {})
         monitors = _ByName(lambda name: self.method("monitors", name))
-        self._methods = Methods(lambda name: self.method("samplers", name), monitors)
+        self._methods = Methods(lambda name: self.method("samplers", name), monitors, lane.sites)
+        self._interventions = _ByName(lambda name: self.method("interventions", name))
         self._drafters = Drafters(lambda name: self.method("drafters", name), monitors, branching=lane.branching)
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
@@ -62,7 +66,7 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        return refuse(self.name, spec)
+        return refuse(self.name, spec) or refuse_sites(self.name, spec, self.lane.sites)
 
     def submit(self, request: Request) -> None:
         try:
@@ -77,9 +81,12 @@ class Loop:
         self._admit()
         visits, chunks = self._plan()
         if chunks:
-            outputs = self.lane.forward(chunks, Needs())
+            by_slot = {row.slot: row for row in self._running}
+            acting = hooks(chunks, by_slot, self._interventions.__getitem__)
+            outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
             walk(visits, outputs, self._methods, self.host, events)
             self._settle(visits, outputs, events)
+            self._blame(visits)
             self.steps += 1
         self._expire()
         self._retire(events)
@@ -146,13 +153,16 @@ class Loop:
             raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
         needs = Needs(logp=spec.logprobs is not None, top_k=spec.logprobs or 0)
         for card in spec.monitors:
-            needs |= self.method("monitors", card.name).needs
+            needs |= needs_of(self.method("monitors", card.name), card, self.lane.sites)
+        horizons = [self.method("interventions", c.name).horizon(c.options) for c in spec.interventions]
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(
                 RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens
             )
             row.replay, row.needs, row.submitted_at = request.resume, needs, self.clock()
+            row.inside = asked(spec, self.lane.sites)
+            row.horizon = min((h for h in horizons if h is not None), default=None)
             row.leader = rows[0] if rows else None
             if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
                 row.shown = settled(b"".join(self.host.token_bytes[id] for id in request.resume), spec.stop)
@@ -220,8 +230,7 @@ class Loop:
             row.drafted += drafted
             row.accepted += accepted
             if row.spec.drafter:
-                logits_NV = outputs.logits_MV[visit.base : visit.base + len(visit.tree)]
-                self._drafters.observe(row, visit.tree, path, tuple(visit.emitted), logits_NV)
+                self._drafters.observe(row, visit.tree, path, tuple(visit.emitted), outputs, visit.base)
             if self.stream:
                 name = row.spec.drafter.name if row.spec.drafter and drafted else None
                 events.append(StepEvent(row.id, row.t - len(path), visit.tree, path, tuple(visit.emitted), name))
@@ -229,6 +238,15 @@ class Loop:
         for row in self._running:
             if row.leader and row.leader.cached >= row.prompt_len - 1:
                 self._fork(row)
+
+    def _blame(self, visits: list[Visit]) -> None:
+        """Say where in the model a row's NaN arose."""
+        for row in (visit.row for visit in visits):
+            if row.fault and (row.fault.stage, row.fault.kind) == ("model", "BadLogits"):
+                where = blame(self.lane, row, self._interventions.__getitem__)
+                if where:
+                    message = f"{row.fault.message}; the first value that is not finite arose in {where}"
+                    row.fault = dataclasses.replace(row.fault, message=message)
 
     def _fork(self, row: Row) -> None:
         assert row.leader is not None

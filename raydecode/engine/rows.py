@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from raydecode.contracts import Needs
+from raydecode.errors import RowError
 from raydecode.events import Fault, FinishReason
 from raydecode.request import Card, DecodingSpec, Request, RowId
+
+if TYPE_CHECKING:
+    from raydecode.engine.inside import Look
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +26,9 @@ class Row:
     limit:    most output tokens after the overflow policy
     sampler_state, monitor_state: one entry per card; the states of the text so far
     needs:    what its monitors and `logprobs` want in token events
+    inside:   what all its methods want of the model's inside
+    horizon:  most tokens verified per forward, as its interventions say; None = any number
+    tail:     site -> [D] of the node that chose the pending token, for drafters that want it
     leader:   the sample whose prefill this row waits to fork
     history:  int64 buffer of `context`, kept from the first time a sampler reads it
     """
@@ -39,6 +46,9 @@ class Row:
     slot: int = -1
     cached: int = 0
     needs: Needs = field(default_factory=Needs)
+    inside: Needs = field(default_factory=Needs)
+    horizon: int | None = None
+    tail: dict[str, Tensor] = field(default_factory=dict)
     leader: Row | None = None
     replay: tuple[int, ...] = ()
     history: Tensor | None = None
@@ -94,8 +104,15 @@ class Row:
 class StageRows:
     """`contracts.SamplerRows` over stage `cards[i]`, `states[i]` of row i."""
 
-    def __init__(self, rows: Sequence[Row], cards: Sequence[Card], states: Sequence[dict[str, float]]) -> None:
-        self._rows, self._cards, self._states = rows, cards, states
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        cards: Sequence[Card],
+        states: Sequence[dict[str, float]],
+        look: Look | None = None,
+        needs: Needs | None = None,
+    ) -> None:
+        self._rows, self._cards, self._states, self._look, self._needs = rows, cards, states, look, needs
 
     @property
     def t_R(self) -> list[int]:
@@ -111,12 +128,31 @@ class StageRows:
 
     @property
     def history_R(self) -> list[Tensor]:
+        if self._needs is not None and not self._needs.history:
+            name = self._cards[0].name
+            raise RowError("sampler", "NotDeclared", f"{name} reads histories: it must say needs = Needs(history=True)")
         out = []
         for row in self._rows:
             row.keep_history()
             assert row.history is not None
             out.append(row.history[: len(row.context)])
         return out
+
+    @property
+    def sites(self) -> Sequence[str]:
+        return self._inside.sites
+
+    def hidden(self, site: str) -> Tensor:
+        return self._inside.hidden(site)
+
+    def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
+        return self._inside.early_logits(site, index, norm)
+
+    @property
+    def _inside(self) -> Look:
+        if self._look is None:
+            raise RowError("sampler", "NoInside", "hidden states exist inside an engine's walk only")
+        return self._look
 
     def option(self, name: str) -> Tensor:
         return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32)

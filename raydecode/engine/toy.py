@@ -5,6 +5,11 @@
 
 The context is read through the slot's cache, one hash per position, so that a wrong mask, fork or compaction shows in
 the logits. The lane drives the same loop, walk, chain and draw as the torch engine: what is proved here holds there.
+
+Inside it has the sites of a transformer of DEPTH layers, all tabulated too: "input" and "embedding" from the token,
+"layer.i" from the context, the last of them the hidden numbers above and "final". An intervention's change of x runs on
+as in a residual stream: to all later layers of its position, and by CARRY to later positions, through the cache, so
+that a hook that was forgotten when a cache was rebuilt shows in the logits as well.
 """
 
 from __future__ import annotations
@@ -25,10 +30,16 @@ from raydecode.engine.loop import Loop
 from raydecode.events import OutcomeEvent
 from raydecode.randomness import derive, mix
 from raydecode.request import Ids, Messages, Prompt, Request, Text
+from raydecode.tree import TokenTree
 
-VOCAB, WIDTH, EOS = 5, 8, 4
+VOCAB, WIDTH, DEPTH, EOS = 5, 8, 3, 4
 TOKEN_BYTES = (b"a", b"b", b"(", b")", b"")
 EOS_BIAS = 1.5
+CARRY = 0.5
+"""How much of a position's change the next layer adds at the position behind it."""
+
+SITES = ("input", "embedding", *(f"layer.{i}" for i in range(DEPTH)), "final")
+LEVEL = {"input": 0, "embedding": 0, **{f"layer.{i}": i + 1 for i in range(DEPTH)}, "final": DEPTH}
 ROOT = 0x70F
 """Key of the empty context."""
 
@@ -38,6 +49,11 @@ _U_DV = torch.tensor([[((mix(d * VOCAB + v) >> 11) / 2**52 - 1) * 1.4 for v in r
 @functools.lru_cache(maxsize=1 << 16)
 def _hidden(key: int) -> tuple[float, ...]:
     return tuple(((mix(key ^ mix(d)) >> 11) / 2**52 - 1) * 1.7 for d in range(WIDTH))
+
+
+def _table(level: int, token: int, key: int) -> tuple[float, ...]:
+    """x of a node at a level without any intervention: 0 the token's, 1 to DEPTH behind that many layers."""
+    return _hidden(key if level == DEPTH else derive(level, key) if level else derive(ROOT, ROOT, token))
 
 
 def _logits(hidden_MD: Tensor) -> Tensor:
@@ -57,11 +73,13 @@ class ToyLane:
     branching = True
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
-    sites: frozenset[str] = frozenset({"hidden"})
+    sites = SITES
 
     def __init__(self, slots: int, context: int) -> None:
         self.slots, self.context = slots, context
         self._keys: list[list[int]] = [[] for _ in range(slots)]
+        self._change: list[list[Tensor | None]] = [[] for _ in range(slots)]
+        """What interventions did to each position: [levels, WIDTH], or None."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Any text: `a b ( )` as themselves, other bytes by their value modulo 4."""
@@ -74,38 +92,83 @@ class ToyLane:
                 return self.encode(Text("".join(str(m.get("content", "")) for m in messages)))
 
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
-        keys: list[int] = []
+        token_M: list[int] = []
+        key_M: list[int] = []
+        above_M: list[int | Tensor | None] = []  # a node of this call, what the cache holds of one, or nothing
         wanted: list[int] = []
         for chunk in chunks:
-            slot = self._keys[chunk.slot]
+            slot, change = self._keys[chunk.slot], self._change[chunk.slot]
             assert len(slot) >= chunk.start, "a chunk continues its cache"
-            del slot[chunk.start :]
-            for token in chunk.prefix:
-                slot.append(derive(slot[-1] if slot else ROOT, token))
-                keys.append(slot[-1])
-            if chunk.tree:
-                base = len(slot)
-                for token, parent in zip(chunk.tree.token, chunk.tree.parent, strict=True):
-                    above = slot[base + parent] if base + parent >= 0 else ROOT
-                    slot.append(derive(above, token))
-                    wanted.append(len(keys))
-                    keys.append(slot[-1])
-        hidden_MD = torch.tensor([_hidden(key) for key in keys])
-        for hook in hooks:
-            index = torch.tensor(hook.nodes)
-            hidden_MD = hidden_MD.index_copy(0, index, hook.apply(hidden_MD[index]))
-        hidden_MD = hidden_MD[wanted]
-        return Outputs(_logits(hidden_MD), {"hidden": hidden_MD})
+            del slot[chunk.start :], change[chunk.start :]
+            base, first = chunk.start + len(chunk.prefix), len(token_M)
+            tree = chunk.tree or TokenTree((), (), ())
+            parents = [*range(chunk.start - 1, base - 1), *(base + parent for parent in tree.parent)]
+            for token, parent in zip((*chunk.prefix, *tree.token), parents, strict=True):
+                inside = parent >= chunk.start
+                above_M.append(first + parent - chunk.start if inside else change[parent] if parent >= 0 else None)
+                slot.append(derive(slot[parent] if parent >= 0 else ROOT, token))
+                token_M.append(token)
+                key_M.append(slot[-1])
+            change += [None] * len(chunk)
+            wanted += range(first + len(chunk.prefix), len(token_M))
+        seen: dict[str, Tensor] = {}
+        if hooks or any(isinstance(above, Tensor) for above in above_M):
+            final_MD = self._changed(chunks, token_M, key_M, above_M, hooks, needs, seen)
+        else:
+            final_MD = torch.tensor([_hidden(key) for key in key_M])
+            for site in needs.hidden:
+                pairs = zip(token_M, key_M, strict=True)
+                seen[site] = torch.tensor([_table(LEVEL[site], token, key) for token, key in pairs])
+        hidden = {site: x_MD[wanted] for site, x_MD in seen.items()}
+        return Outputs(_logits(final_MD[wanted]), hidden, lambda x_ND, norm: _logits(x_ND))
+
+    def _changed(
+        self,
+        chunks: Sequence[Chunk],
+        token_M: list[int],
+        key_M: list[int],
+        above_M: Sequence[int | Tensor | None],
+        hooks: Sequence[Hook],
+        needs: Needs,
+        seen: dict[str, Tensor],
+    ) -> Tensor:
+        """The final hidden numbers with interventions; fills `seen` and the cache's changes."""
+        count, nodes = len(token_M), [m for m, above in enumerate(above_M) if isinstance(above, int)]
+        change_LMD = torch.zeros(DEPTH + 1, count, WIDTH)
+        x_MD = torch.empty(0)
+        for level in range(DEPTH + 1):
+            if level:
+                carried_MD = torch.stack([a[level - 1] if isinstance(a, Tensor) else torch.zeros(WIDTH) for a in above_M])
+                carried_MD[nodes] = change_LMD[level - 1][[int(above_M[m]) for m in nodes]]  # type: ignore[arg-type]
+                change_LMD[level] = change_LMD[level - 1] + CARRY * carried_MD
+            x_MD = torch.tensor([_table(level, t, k) for t, k in zip(token_M, key_M, strict=True)]) + change_LMD[level]
+            for site in SITES:
+                if LEVEL[site] != level:
+                    continue
+                for hook in (hook for hook in hooks if hook.site == site):
+                    index = torch.tensor(hook.nodes)
+                    new_MD = x_MD.index_copy(0, index, hook.apply(x_MD[index]))
+                    change_LMD[level] += new_MD - x_MD
+                    x_MD = new_MD
+                if site in needs.hidden:
+                    seen[site] = x_MD
+        at = 0
+        for chunk in chunks:
+            change = self._change[chunk.slot]
+            change[chunk.start :] = [change_LMD[:, m] for m in range(at, at + len(chunk))]
+            at += len(chunk)
+        return x_MD
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        keys = self._keys[slot]
-        keys[length:] = [keys[length + node] for node in path]
+        for held in (self._keys[slot], self._change[slot]):
+            held[length:] = [held[length + node] for node in path]  # type: ignore[index,assignment]
 
     def fork(self, source: int, target: int, length: int) -> None:
         self._keys[target] = self._keys[source][:length]
+        self._change[target] = self._change[source][:length]
 
     def release(self, slot: int) -> None:
-        self._keys[slot] = []
+        self._keys[slot], self._change[slot] = [], []
 
 
 class ToyEngine(Loop):

@@ -23,6 +23,7 @@ from raydecode.contracts import Monitor, Needs
 from raydecode.engine import chain
 from raydecode.engine.ending import first_stop
 from raydecode.engine.host import ServiceHost
+from raydecode.engine.inside import Look
 from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
@@ -49,20 +50,22 @@ class Methods:
 
     samplers: chain.SamplerOf
     monitors: Mapping[str, Monitor]
+    sites: Sequence[str] = ()
 
 
 def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: ServiceHost, events: list[Event]) -> None:
     """Choose tokens until every row ended, parked, or left its tree. Appends fold events; fills path and emitted."""
-    active = list(visits)
+    active = [visit for visit in visits if visit.row.reason is None]  # an intervention may have ended a row
     while active:
         active, masks = _constrained(active, methods, host)
         if not active:
             return
         rows = [visit.row for visit in active]
-        raw_RV = outputs.logits_MV[[visit.base + visit.node for visit in active]]
+        node_R = [visit.base + visit.node for visit in active]
+        raw_RV = outputs.logits_MV[node_R]
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
-        shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers)
-        _refuse_empty(shaped_RV, rows)
+        shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
+        _refuse_empty(shaped_RV, raw_RV, rows)
         token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
         for r, row in enumerate(rows):
             if row.t < len(row.replay):
@@ -70,6 +73,9 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
                 token_R[r] = row.replay[row.t]
         chain.observe(observations, rows, token_R)
         facts = _facts(raw_RV, rows, token_R)
+        for r, row in enumerate(rows):
+            if row.needs.hidden and row.reason is None:
+                facts[r]["hidden"] = {site: outputs.hidden[site][node_R[r]] for site in row.needs.hidden}
         onward = []
         for r, visit in enumerate(active):
             if visit.row.reason is None:
@@ -146,13 +152,14 @@ def _masked(
     return x_RV, kept_R
 
 
-def _refuse_empty(shaped_RV: Tensor, rows: Sequence[Row]) -> None:
-    """A row with no finite logit, or a NaN, ends; drawing from it would mean nothing."""
+def _refuse_empty(shaped_RV: Tensor, raw_RV: Tensor, rows: Sequence[Row]) -> None:
+    """A row with no finite logit, or a NaN, ends; drawing from it would mean nothing. Stage: whose fault it is."""
     best_R = shaped_RV.amax(1)  # NaN where any logit is
     for r in (~torch.isfinite(best_R)).nonzero()[:, 0].tolist():
         if rows[r].reason is None:
             what = "NaN or +inf" if math.isnan(float(best_R[r])) or best_R[r] > 0 else "no token left"
-            rows[r].fail("sampler", RowError("sampler", "BadLogits", f"{what} at output index {rows[r].t}"))
+            stage = "sampler" if bool(torch.isfinite(raw_RV[r].amax())) else "model"
+            rows[r].fail(stage, RowError(stage, "BadLogits", f"{what} at output index {rows[r].t}"))
 
 
 def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:

@@ -70,9 +70,9 @@ def test_keep_fork_and_release():
 def test_a_hook_changes_its_own_nodes_only():
     lane = ToyLane(slots=2, context=64)
     chunks = [Chunk(0, 0, (1,), TokenTree.root(2)), Chunk(1, 0, (1,), TokenTree.root(2))]
-    out = lane.forward(chunks, Needs(), [Hook("hidden", (3,), lambda x_MD: x_MD * 0)])
+    out = lane.forward(chunks, Needs(hidden=("final",)), [Hook("final", (3,), lambda x_MD: x_MD * 0)])
     assert torch.equal(out.logits_MV[0], logits((1, 2)))
-    assert torch.equal(out.hidden["hidden"][1], torch.zeros(8))
+    assert torch.equal(out.hidden["final"][1], torch.zeros(8))
     assert not torch.equal(out.logits_MV[1], out.logits_MV[0])
 
 

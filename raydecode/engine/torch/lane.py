@@ -20,6 +20,7 @@ from raydecode.engine.torch.attention import Layout, Run
 from raydecode.engine.torch.cache import Cache
 from raydecode.engine.torch.family import check_class
 from raydecode.engine.torch.linear import pack, padding
+from raydecode.engine.torch.sites import Sites, cut
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
 from raydecode.tree import TokenTree
@@ -29,7 +30,6 @@ class TorchLane:
     """A model folder on one device. slots, context: see `Cache`; dtype: a torch dtype's name."""
 
     branching = False
-    sites: frozenset[str] = frozenset()
 
     def __init__(self, folder: Path, *, dtype: str, slots: int, context: int, trust_remote_code: bool = False) -> None:
         from transformers import AttentionInterface
@@ -40,6 +40,8 @@ class TorchLane:
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
         self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
+        self.inside = Sites(self.model)
+        self.sites = self.inside.names
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context)
         self.eos = self.vocabulary.eos_ids
@@ -60,7 +62,6 @@ class TorchLane:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
-        assert not hooks, "a lane without sites gets no hooks"
         ids: list[int] = []
         runs: list[Run] = []
         wanted: list[int] = []
@@ -78,24 +79,32 @@ class TorchLane:
         keep = wanted + [0] * (padding(len(wanted), self.dtype, self.packed) + (not wanted))
         token = attention.current.set(layout)
         try:
-            out = self.model(
-                input_ids=torch.tensor([ids + [0] * pad]),
-                position_ids=torch.nn.functional.pad(layout.column_M, (0, pad))[None],
-                attention_mask=None,
-                use_cache=False,
-                logits_to_keep=torch.tensor(keep),
-            )
+            with self.inside.open(needs.hidden, hooks, wanted) as hidden:
+                out = self.model(
+                    input_ids=torch.tensor([ids + [0] * pad]),
+                    position_ids=torch.nn.functional.pad(layout.column_M, (0, pad))[None],
+                    attention_mask=None,
+                    use_cache=False,
+                    logits_to_keep=torch.tensor(keep),
+                )
         finally:
             attention.current.reset(token)
         logits_MV: Tensor = out.logits[0, : len(wanted), : len(self.token_bytes)].float()
         if len(wanted) > sum(chunk.tree is not None for chunk in chunks):
-            self._refeed(chunks, logits_MV, needs)
-        return Outputs(logits_MV)
+            self._refeed(chunks, Outputs(logits_MV, hidden), needs, hooks)
+        return Outputs(logits_MV, hidden, self.head)
 
-    def _refeed(self, chunks: Sequence[Chunk], logits_MV: Tensor, needs: Needs) -> None:
+    @torch.inference_mode()
+    def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:
+        """float32 [N, V]; see `Outputs.head`."""
+        pad = padding(len(hidden_ND), self.dtype, self.packed)
+        padded = torch.nn.functional.pad(hidden_ND, (0, 0, 0, pad))
+        return self.inside.head(padded, norm)[: len(hidden_ND), : len(self.token_bytes)]
+
+    def _refeed(self, chunks: Sequence[Chunk], outputs: Outputs, needs: Needs, hooks: Sequence[Hook]) -> None:
         """Feed chains that met a NaN or an infinity token by token: 0 * NaN let a later node into an earlier one."""
-        broken_M = ~logits_MV.sum(1).isfinite()
-        at = 0
+        broken_M = ~outputs.logits_MV.sum(1).isfinite()
+        at = first = 0
         for chunk in chunks:
             size = len(chunk.tree) if chunk.tree else 0
             if size > 1 and broken_M[at : at + size].any():
@@ -105,8 +114,13 @@ class TorchLane:
                     start = chunk.start + (len(chunk.prefix) + i if i else 0)
                     self.cache.keep(chunk.slot, start, ())
                     one = Chunk(chunk.slot, start, prefix, TokenTree.root(token))
-                    logits_MV[at + i] = self.forward([one], needs).logits_MV[0]
+                    begin = first + (len(chunk.prefix) + i if i else 0)
+                    again = self.forward([one], needs, cut(hooks, range(begin, begin + len(one))))
+                    outputs.logits_MV[at + i] = again.logits_MV[0]
+                    for site, x_MD in again.hidden.items():
+                        outputs.hidden[site][at + i] = x_MD[0]
             at += size
+            first += len(chunk)
 
     @torch.inference_mode()
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:

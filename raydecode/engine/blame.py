@@ -1,0 +1,37 @@
+"""Where a NaN came from: a row whose logits are not finite is read once more with every site in sight.
+
+The row has ended, so its slot is free to be read into; nobody else waits for more than this one row's prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from raydecode.contracts import Intervention, Needs
+from raydecode.engine.inside import hooks
+from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.rows import Row
+from raydecode.tree import TokenTree
+
+PIECE = 32
+"""Tokens per call: a lane may feed a chain that meets a NaN again token by token, and only the first piece that does."""
+
+
+def blame(lane: Lane, row: Row, method: Callable[[str], Intervention]) -> str:
+    """"layer.4 at position 17 (token 9)": the innermost site of the first position that is not finite, or ""."""
+    if not lane.sites:
+        return ""
+    lane.release(row.slot)
+    with torch.no_grad():
+        for start in range(0, len(row.context), PIECE):
+            ids = row.context[start : start + PIECE]
+            chunk = Chunk(row.slot, start, (), TokenTree.chain(ids))
+            acting = hooks([chunk], {row.slot: row}, method)
+            seen = lane.forward([chunk], Needs(hidden=tuple(lane.sites)), acting).hidden
+            for i, token in enumerate(ids):
+                for site in lane.sites:
+                    if not bool(seen[site][i].isfinite().all()):
+                        return f"{site} at position {start + i} (token {token})"
+    return ""

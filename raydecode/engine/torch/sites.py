@@ -1,0 +1,164 @@
+"""The named places inside a transformers decoder where hidden states are read and interventions act.
+
+    input      what the token table gives (transformers' `inputs_embeds`): an intervention here replaces tokens by vectors
+    embedding  the first layer's input (`hidden_states[0]`): after positions, scaling, norms
+    layer.i    the output of layer i, counted from 0
+    final      the output layer's input: after the final norm (`last_hidden_state`)
+
+Module hooks exist during a call that asks for them and for its sites only; reading copies the wanted rows, so asking
+cannot change a bit. Legend: M nodes of the call (padding behind them), N wanted ones, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from raydecode.engine.lane import Hook
+
+
+class Sites:
+    """Found once per model. names: from the inside out; empty for a model whose layers are not one list."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[union-attr,operator]
+        self._holder, self.layers = _layers(model, count)
+        self.names: tuple[str, ...] = ()
+        if self.layers is not None:
+            self.names = ("input", "embedding", *(f"layer.{i}" for i in range(count)), "final")
+
+    @contextlib.contextmanager
+    def open(
+        self, hidden: Collection[str], hooks: Sequence[Hook], wanted: Sequence[int]
+    ) -> Iterator[dict[str, Tensor]]:
+        """During the block hooks act and sites are read; the dictionary is then full: site -> [N, D]."""
+        seen: dict[str, Tensor] = {}
+        handles: list[RemovableHandle] = []
+        index = torch.tensor(wanted, dtype=torch.int64)
+        try:
+            for site in self.names:
+                acting = [hook for hook in hooks if hook.site == site]
+                if acting or site in hidden:
+                    handles.append(self._watch(site, _visit(site, acting, index, seen if site in hidden else None)))
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, site: str, visit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        if site == "embedding":
+            first: nn.Module = self.layers[0]  # type: ignore[index]
+
+            def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+                if given:
+                    return (visit(given[0]), *given[1:]), named
+                return given, {**named, "hidden_states": visit(named["hidden_states"])}
+
+            return first.register_forward_pre_hook(before, with_kwargs=True)
+        if site == "input":
+            return self.model.get_input_embeddings().register_forward_hook(lambda m, given, out: visit(out))
+        if site == "final":
+            return _base(self.model).register_forward_hook(_on_output(visit))
+        layer: nn.Module = self.layers[int(site.removeprefix("layer."))]  # type: ignore[index]
+        return layer.register_forward_hook(_on_output(visit))
+
+    def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:
+        """float32 [N, V]: the model's own output layer with all that it does to logits (scales, soft caps)."""
+        base = _base(self.model)
+        if norm:
+            hidden_ND = self.norm(hidden_ND)
+        base.forward = lambda *given, **named: _Last(hidden_ND[None])
+        try:
+            logits: Tensor = self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False).logits
+        finally:
+            del base.forward
+        return logits[0].float()
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm between the last layer and the output layer; the identity where a family has none."""
+        norms = [
+            child
+            for name, child in self._holder.named_children()
+            if type(child).__name__.endswith("Norm") and "embed" not in name
+        ]
+        return norms[-1] if norms else nn.Identity()
+
+
+def cut(hooks: Sequence[Hook], nodes: range) -> list[Hook]:
+    """The hooks of a call as hooks of another that feeds only these of its nodes: the others are zeros meanwhile."""
+    made = []
+    for hook in hooks:
+        pairs = [(at, node - nodes.start) for at, node in enumerate(hook.nodes) if node in nodes]
+        if pairs:
+            made.append(Hook(hook.site, tuple(node for _, node in pairs), partial(_within, hook, [at for at, _ in pairs])))
+    return made
+
+
+def _within(hook: Hook, at: Sequence[int], x_MD: Tensor) -> Tensor:
+    whole_MD = x_MD.new_zeros(len(hook.nodes), x_MD.shape[1])
+    whole_MD[list(at)] = x_MD
+    return hook.apply(whole_MD)[list(at)]
+
+
+class _Last(tuple):
+    """What a base model returns, as far as output layers look."""
+
+    def __new__(cls, hidden: Tensor) -> _Last:
+        return super().__new__(cls, (hidden,))
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        return None  # past_key_values, attentions, router logits: not made here
+
+
+def _visit(
+    site: str, acting: Sequence[Hook], wanted: Tensor, seen: dict[str, Tensor] | None
+) -> Callable[[Tensor], Tensor]:
+    def visit(x_1MD: Tensor) -> Tensor:
+        for hook in acting:
+            index = torch.tensor(hook.nodes)
+            x_1MD = x_1MD.index_copy(1, index, hook.apply(x_1MD[0, index])[None])
+        if seen is not None:
+            seen[site] = x_1MD[0, wanted]
+        return x_1MD
+
+    return visit
+
+
+def _on_output(visit: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+    """Layers return a tensor or a tuple that begins with it; base models an output object."""
+
+    def after(module: nn.Module, given: Any, out: Any) -> Any:
+        if isinstance(out, Tensor):
+            return visit(out)
+        if isinstance(out, tuple):
+            return (visit(out[0]), *out[1:])
+        out.last_hidden_state = visit(out.last_hidden_state)
+        return out
+
+    return after
+
+
+def _base(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _layers(model: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList | None]:
+    """The one list of `count` layers of a kind, and the module that holds it."""
+    for parent in model.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == count and len({type(one) for one in child}) == 1:
+                if any("attention" in type(part).__name__.lower() for part in child[0].modules()):
+                    return parent, child
+    return model, None
