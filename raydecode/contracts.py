@@ -155,8 +155,12 @@ class SamplerRows(Protocol):
         """int64 ids of prompt, output and drafted path of each row; made on first use, so ask only if you need it."""
         ...
 
+    def given(self, name: str) -> Sequence[Any]:
+        """The option of each row as it was given: lists, mappings, text."""
+        ...
+
     def option(self, name: str) -> Tensor:
-        """float32 [R], the option of each row."""
+        """float32 [R], the option of each row; numbers only."""
         ...
 
     def state(self, name: str) -> Tensor:

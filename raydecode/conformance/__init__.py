@@ -17,7 +17,7 @@ from collections.abc import Callable
 from raydecode.conformance.law import Violation
 from raydecode.registry import Method
 
-ROOMS = ("samplers", "monitors", "drafters")
+ROOMS = ("samplers", "monitors", "drafters", "interventions")
 """Rooms that have laws."""
 
 

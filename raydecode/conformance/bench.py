@@ -14,23 +14,42 @@ import torch
 from torch import Tensor
 
 from raydecode.conformance.options import option_sets
+from raydecode.randomness import derive
 from raydecode.registry import Method
+
+DEPTH, WIDTH = 6, 16
+"""Layers and width of the model that rows of a bench stand for."""
 
 
 @dataclass(slots=True)
 class BenchRows:
-    """`contracts.SamplerRows` over plain lists."""
+    """`contracts.SamplerRows` over plain lists. size: V; early logits are noise of (row key, site), beside no model."""
 
     options: Sequence[Mapping[str, Any]]
     states: Sequence[Mapping[str, float]]
     history_R: Sequence[Tensor]
     prompt_len_R: Sequence[int]
     keys_R: Sequence[int]
+    size: int = 0
 
     @property
     def t_R(self) -> list[int]:
         pairs = zip(self.history_R, self.prompt_len_R, strict=True)
         return [history.numel() - length for history, length in pairs]
+
+    def given(self, name: str) -> list[Any]:
+        return [options[name] for options in self.options]
+
+    @property
+    def sites(self) -> Sequence[str]:
+        return ("input", "embedding", *(f"layer.{i}" for i in range(DEPTH)), "final")
+
+    def hidden(self, site: str) -> Tensor:
+        return torch.stack([_noise(key, self.sites.index(site), WIDTH) for key in self.keys_R])
+
+    def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
+        salt = 2 * self.sites.index(site) + norm
+        return torch.stack([_noise(self.keys_R[r], salt, self.size) for r in index])
 
     def option(self, name: str) -> Tensor:
         return torch.tensor([options[name] for options in self.options], dtype=torch.float32)
@@ -41,7 +60,7 @@ class BenchRows:
     def pick(self, index: Sequence[int]) -> BenchRows:
         """These rows, in this order."""
         columns = (self.options, self.states, self.history_R, self.prompt_len_R, self.keys_R)
-        return BenchRows(*([column[i] for i in index] for column in columns))  # type: ignore[arg-type]
+        return BenchRows(*([column[i] for i in index] for column in columns), size=self.size)  # type: ignore[arg-type]
 
 
 def bench(method: Method, rows: int = 32, size: int = 257, seed: int = 1) -> tuple[Tensor, BenchRows]:
@@ -68,4 +87,8 @@ def bench(method: Method, rows: int = 32, size: int = 257, seed: int = 1) -> tup
     lengths = torch.randint(1, 12, (rows, 2), generator=generator).tolist()
     history = [torch.randint(0, size, (a + b - 1,), generator=generator) for a, b in lengths]
     keys = torch.randint(0, 1 << 62, (rows,), generator=generator).tolist()
-    return x_RV, BenchRows(options, states, history, [a for a, _ in lengths], keys)
+    return x_RV, BenchRows(options, states, history, [a for a, _ in lengths], keys, size)
+
+
+def _noise(key: int, salt: int, count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(derive(key, salt) >> 1))

@@ -6,7 +6,7 @@ x_RV: float32 logits, R rows, V tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,35 @@ def pure(method: Method) -> None:
     require(torch.equal(random, torch.get_rng_state()), method, "pure", "it drew from torch's global generator")
     same = all(torch.equal(a, b) for a, b in zip(seen.history_R, rows.history_R, strict=True))
     require(same and seen.states == rows.states, method, "pure", "`shape` wrote into histories or states")
+
+
+class _Strict(BenchRows):
+    """Rows that refuse what the engine refuses: a history that was not declared."""
+
+    @property
+    def history_R(self) -> Sequence[Tensor]:  # type: ignore[override]
+        raise AttributeError("history")
+
+    @history_R.setter
+    def history_R(self, value: Sequence[Tensor]) -> None: ...
+
+    @property
+    def t_R(self) -> list[int]:
+        return [3] * len(self.options)
+
+
+def declares_what_it_reads(method: Method) -> None:
+    """Histories only with `needs.history`: the engine keeps none for methods that do not ask."""
+    x_RV, rows = bench(method)
+    strict = _Strict(rows.options, rows.states, (), rows.prompt_len_R, rows.keys_R, rows.size)
+    try:
+        method.factory().shape(x_RV, strict)
+        reads = False
+    except AttributeError as error:
+        reads = str(error) == "history"
+    says = method.factory().needs.history
+    require(reads <= says, method, "declares_what_it_reads", "it reads `history_R` and does not say needs.history")
+    require(says <= reads, method, "declares_what_it_reads", "it says needs.history and does not read `history_R`")
 
 
 def keeps_shape(method: Method) -> None:
@@ -135,6 +164,7 @@ def identity_changes_nothing(method: Method) -> None:
 LAWS = (
     declared,
     pure,
+    declares_what_it_reads,
     keeps_shape,
     never_allows_again,
     keeps_a_token,
@@ -149,7 +179,7 @@ def fold(sampler: Sampler, x_RV: Tensor, rows: BenchRows, steps: int) -> list[li
     traces: list[list[dict[str, Any]]] = [[] for _ in rows.options]
     states, history = list(rows.states), list(rows.history_R)
     for step in range(steps):
-        now = BenchRows(rows.options, states, history, rows.prompt_len_R, rows.keys_R)
+        now = BenchRows(rows.options, states, history, rows.prompt_len_R, rows.keys_R, rows.size)
         x = x_RV.roll(17 * step, dims=1)
         token_R = draw(sampler.shape(x, now), list(now.keys_R), now.t_R)
         own_R = x.double().gather(1, token_R[:, None])[:, 0] - x.double().logsumexp(1)

@@ -16,11 +16,11 @@ from raydecode.engine.rows import Row
 from raydecode.tree import TokenTree
 
 PIECE = 32
-"""Tokens per call: a lane may feed a chain that meets a NaN again token by token, and only the first piece that does."""
+"""Tokens per call: a lane may feed a chain that meets a NaN again token by token, but only one such piece."""
 
 
 def blame(lane: Lane, row: Row, method: Callable[[str], Intervention]) -> str:
-    """"layer.4 at position 17 (token 9)": the innermost site of the first position that is not finite, or ""."""
+    """ "layer.4 at position 17 (token 9)": the innermost site of the first position that is not finite, or ""."""
     if not lane.sites:
         return ""
     lane.release(row.slot)

@@ -83,9 +83,7 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
                     state[seen.stage] = {**state[seen.stage], name: float(value)}
 
 
-def _shape(
-    method: Sampler, stage: int, group: list[Row], x_GV: Tensor, look: Look | None, part: list[int]
-) -> Tensor:
+def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, look: Look | None, part: list[int]) -> Tensor:
     x = x_GV if len(part) == len(group) else x_GV[part]
     y = method.shape(x, _stage_rows([group[i] for i in part], stage, method, look.pick(part) if look else None))
     if y.shape != x.shape or y.dtype != x.dtype:

@@ -56,7 +56,7 @@ def refuse_sites(engine: str, spec: DecodingSpec, sites: Sequence[str]) -> Refus
             wrong = next((site for site in wanted if site not in sites), None)
             if wrong is not None:
                 return Refused(
-                    f"{room}/{card.name} asks for site '{wrong}', which the model of this {engine} engine does not have",
+                    f"{room}/{card.name} asks for site '{wrong}': the {engine} engine's model has no such site",
                     field=field, value=wrong, nearest=nearest(wrong, sites), hint=f"sites: {', '.join(sites)}",
                 )  # fmt: skip
     return None

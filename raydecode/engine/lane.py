@@ -47,7 +47,7 @@ class Hook:
 class Outputs:
     """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D], the sites that were asked for.
 
-    head: [N, D] of any site -> float32 [N, V], the output layer alone or behind the final norm; a row's bits are its own
+    head: [N, D] of any site -> float32 [N, V], the output layer, alone or behind the final norm; row by row
     """
 
     logits_MV: Tensor

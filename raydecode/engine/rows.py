@@ -154,6 +154,9 @@ class StageRows:
             raise RowError("sampler", "NoInside", "hidden states exist inside an engine's walk only")
         return self._look
 
+    def given(self, name: str) -> list[Any]:
+        return [card.options[name] for card in self._cards]
+
     def option(self, name: str) -> Tensor:
         return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32)
 

@@ -73,7 +73,7 @@ class ToyLane:
     branching = True
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
-    sites = SITES
+    sites: Sequence[str] = SITES
 
     def __init__(self, slots: int, context: int) -> None:
         self.slots, self.context = slots, context
@@ -138,7 +138,9 @@ class ToyLane:
         x_MD = torch.empty(0)
         for level in range(DEPTH + 1):
             if level:
-                carried_MD = torch.stack([a[level - 1] if isinstance(a, Tensor) else torch.zeros(WIDTH) for a in above_M])
+                carried_MD = torch.stack(
+                    [a[level - 1] if isinstance(a, Tensor) else torch.zeros(WIDTH) for a in above_M]
+                )
                 carried_MD[nodes] = change_LMD[level - 1][[int(above_M[m]) for m in nodes]]  # type: ignore[arg-type]
                 change_LMD[level] = change_LMD[level - 1] + CARRY * carried_MD
             x_MD = torch.tensor([_table(level, t, k) for t, k in zip(token_M, key_M, strict=True)]) + change_LMD[level]
@@ -160,8 +162,8 @@ class ToyLane:
         return x_MD
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        for held in (self._keys[slot], self._change[slot]):
-            held[length:] = [held[length + node] for node in path]  # type: ignore[index,assignment]
+        keys, change = self._keys[slot], self._change[slot]
+        keys[length:], change[length:] = [keys[length + n] for n in path], [change[length + n] for n in path]
 
     def fork(self, source: int, target: int, length: int) -> None:
         self._keys[target] = self._keys[source][:length]

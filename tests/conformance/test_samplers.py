@@ -23,6 +23,7 @@ BREAKS = {
     "doubling": samplers.keeps_shape,
     "not_quite_identity": samplers.identity_changes_nothing,
     "undescribed": samplers.declared,
+    "snooping": samplers.declares_what_it_reads,
     "forgetful": samplers.state_is_a_fold_of_the_row,
 }
 

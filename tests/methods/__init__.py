@@ -9,14 +9,15 @@ import contextlib
 from collections.abc import Iterator
 
 from raydecode import registry
-from tests.methods import drafters, monitors, samplers
+from tests.methods import drafters, interventions, monitors, samplers
 
 
 @contextlib.contextmanager
 def visiting(*, honest_only: bool = False) -> Iterator[None]:
     """The test methods in the registry. honest_only: without twins, so that laws over all methods hold."""
     with registry.guests():
-        for room, module in (("samplers", samplers), ("monitors", monitors), ("drafters", drafters)):
+        rooms = {"samplers": samplers, "monitors": monitors, "drafters": drafters, "interventions": interventions}
+        for room, module in rooms.items():
             for cls in module.HONEST + (() if honest_only else module.TWINS):
                 registry.register(room, engines=("toy", "torch"))(cls)
         yield

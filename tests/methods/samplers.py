@@ -107,6 +107,13 @@ class Forgetful(MirostatLike):
         return {"mu": rows.state("mu") + own_logp_R.mean()}
 
 
+class Snooping(Stateless):
+    """Twin: reads histories without saying so."""
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        return x_RC + float(len(rows.history_R) * 0)
+
+
 class Explosive(Stateless):
     """Raises, or answers NaN, for rows that ask for it; harmless for the others."""
 
@@ -128,5 +135,6 @@ def _options(rows: SamplerRows) -> list[dict]:
 
 HONEST = (MirostatLike,)
 TWINS = (
-    BatchMean, Reinflating, InPlace, Emptying, Restless, Doubling, NotQuiteIdentity, Undescribed, Forgetful, Explosive,
+    BatchMean, Reinflating, InPlace, Emptying, Restless, Doubling, NotQuiteIdentity, Undescribed, Forgetful, Snooping,
+    Explosive,
 )  # fmt: skip

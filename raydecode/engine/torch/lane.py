@@ -41,7 +41,7 @@ class TorchLane:
         self.model.set_attn_implementation(attention.NAME)
         self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
         self.inside = Sites(self.model)
-        self.sites = self.inside.names
+        self.sites: Sequence[str] = self.inside.names
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context)
         self.eos = self.vocabulary.eos_ids

@@ -1,6 +1,6 @@
 """The named places inside a transformers decoder where hidden states are read and interventions act.
 
-    input      what the token table gives (transformers' `inputs_embeds`): an intervention here replaces tokens by vectors
+    input      what the token table gives (transformers' `inputs_embeds`): here vectors can replace tokens
     embedding  the first layer's input (`hidden_states[0]`): after positions, scaling, norms
     layer.i    the output of layer i, counted from 0
     final      the output layer's input: after the final norm (`last_hidden_state`)
@@ -98,7 +98,9 @@ def cut(hooks: Sequence[Hook], nodes: range) -> list[Hook]:
     for hook in hooks:
         pairs = [(at, node - nodes.start) for at, node in enumerate(hook.nodes) if node in nodes]
         if pairs:
-            made.append(Hook(hook.site, tuple(node for _, node in pairs), partial(_within, hook, [at for at, _ in pairs])))
+            made.append(
+                Hook(hook.site, tuple(node for _, node in pairs), partial(_within, hook, [at for at, _ in pairs]))
+            )
     return made
 
 
@@ -151,14 +153,16 @@ def _on_output(visit: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, A
 
 
 def _base(model: Any) -> Any:
-    return getattr(model, model.base_model_prefix)
+    """The module whose output goes to the output layer (OPT's is inside its base model)."""
+    return model.get_decoder()
 
 
 def _layers(model: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList | None]:
     """The one list of `count` layers of a kind, and the module that holds it."""
     for parent in model.modules():
         for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == count and len({type(one) for one in child}) == 1:
-                if any("attention" in type(part).__name__.lower() for part in child[0].modules()):
-                    return parent, child
+            if not isinstance(child, nn.ModuleList) or len(child) != count or len({type(one) for one in child}) > 1:
+                continue
+            if any("attention" in type(part).__name__.lower() for part in child[0].modules()):
+                return parent, child
     return model, None
