@@ -5,6 +5,7 @@ x_RV: float32 logits, R rows, V tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,14 @@ class BenchRows:
 
     def pick(self, index: Sequence[int]) -> BenchRows:
         """These rows, in this order."""
-        columns = (self.options, self.states, self.history_R, self.prompt_len_R, self.keys_R)
-        return BenchRows(*([column[i] for i in index] for column in columns), size=self.size)  # type: ignore[arg-type]
+        return dataclasses.replace(
+            self,
+            options=[self.options[i] for i in index],
+            states=[self.states[i] for i in index],
+            history_R=[self.history_R[i] for i in index],
+            prompt_len_R=[self.prompt_len_R[i] for i in index],
+            keys_R=[self.keys_R[i] for i in index],
+        )
 
 
 def bench(method: Method, rows: int = 32, size: int = 257, seed: int = 1) -> tuple[Tensor, BenchRows]:
