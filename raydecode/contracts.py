@@ -189,7 +189,9 @@ class Sampler(Protocol):
 
     columns: state columns and their start value from the options (empty = stateless)
 
-    A class may also say `identity: Options`, options at which `shape` returns its input bit for bit; the law is tested.
+    A class may also say `identity: Options`, options at which `shape` returns its input bit for bit (a law),
+    and `report(options, state, count) -> Mapping`, JSON-able: what its state columns say after `count` tokens. Reports
+    of a row's samplers stand behind those of its monitors, each under the sampler's name.
     """
 
     needs: Needs

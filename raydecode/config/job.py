@@ -29,7 +29,7 @@ OUTPUT_COLUMNS: Mapping[str, str] = {
     "first_token_s": "seconds between submission and the first token",
     "total_s": "seconds between submission and the last token",
     "finished_at": "when the row left the engine, Unix time in seconds",
-    "reports": "what the monitors said, as JSON",
+    "reports": "what the monitors said, then samplers with a report (mirostat), as JSON",
     "decoding": "the row's full specification, as JSON",
     "worker": "which actor generated the row",
 }

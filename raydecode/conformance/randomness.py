@@ -76,21 +76,30 @@ def noise_ignores_the_batch(gumbel: Gumbel) -> None:
 
 
 def draw_is_the_argmax(draw: Draw, gumbel: Gumbel) -> None:
-    """The drawn token is the first argmax of logits + noise, however few tokens are left in a row, mixed in a batch."""
+    """The drawn token is the first argmax of logits + noise, however few tokens are left in a row, mixed in a batch.
+
+    Flat rows, where any token may win, and steep ones, where a draw may look at few: and among these rows whose largest
+    logit meets the least noise, so that a token of loud noise from far below wins.
+    """
     generator = torch.Generator().manual_seed(5)
     rows, size = 24, 1500
     keys, t = _keys(rows), list(range(rows))
-    x_RV = torch.randn(rows, size, generator=generator)
-    for left in (size, size // 3, 40, 3, 1):
-        kept_RV = torch.rand(rows, size, generator=generator).argsort(1) < left
-        y_RV = x_RV.masked_fill(~kept_RV, -math.inf)
-        y_RV[::5] = x_RV[::5]  # wide rows among narrow ones
-        expected = (y_RV + gumbel(keys, t, size)).argmax(1)
-        found = draw(y_RV, keys, t)
-        require(torch.equal(found, expected), draw, "draw_is_the_argmax", f"{left} tokens left: {found} not {expected}")
-        for r in range(rows):
-            alone = draw(y_RV[r : r + 1], keys[r : r + 1], t[r : r + 1])
-            require(int(alone) == int(expected[r]), draw, "draw_is_the_argmax", f"{left} left, row {r}: differs alone")
+    noise_RV = gumbel(keys, t, size)
+    for spread in (0.1, 1.0, 4.0, 40.0):
+        x_RV = torch.randn(rows, size, generator=generator) * spread
+        x_RV[1::6].scatter_(1, noise_RV[1::6].argmin(1, keepdim=True), 9.0 * spread)
+        x_RV[2::6] = torch.full((4, size), -9.9 - spread).scatter_(1, noise_RV[2::6].argmin(1, keepdim=True), 0.0)
+        x_RV[3::6] += 3e4
+        for left in (size, size // 3, 40, 3, 1):
+            kept_RV = torch.rand(rows, size, generator=generator).argsort(1) < left
+            y_RV = x_RV.masked_fill(~kept_RV, -math.inf)
+            y_RV[::5] = x_RV[::5]  # wide rows among narrow ones
+            expected = (y_RV + noise_RV).argmax(1)
+            found, where = draw(y_RV, keys, t), f"spread {spread}, {left} tokens left"
+            require(torch.equal(found, expected), draw, "draw_is_the_argmax", f"{where}: {found} not {expected}")
+            for r in range(rows):
+                alone = draw(y_RV[r : r + 1], keys[r : r + 1], t[r : r + 1])
+                require(int(alone) == int(expected[r]), draw, "draw_is_the_argmax", f"{where}, row {r}: differs alone")
 
 
 def ties_go_to_the_lowest_id(draw: Draw, gumbel: Gumbel) -> None:

@@ -26,6 +26,8 @@ class SamplerRecorder:
     def __init__(self, inner: Sampler) -> None:
         self.inner, self.needs, self.columns = inner, inner.needs, inner.columns
         self.traces: dict[int, list[tuple[Any, ...]]] = {}
+        if hasattr(inner, "report"):
+            self.report = inner.report
 
     columns: StateColumns
 

@@ -41,6 +41,7 @@ def shape(
     look: what the forward kept of the rows' nodes, for methods that need the model's inside.
     """
     observations: list[Observation] = []
+    own = False  # whether x_RV is a copy that nobody else holds: then groups are written back in place
     for stage in range(max((len(row.spec.sampler) for row in rows), default=0)):
         groups: dict[str, list[int]] = {}
         for r, row in enumerate(rows):
@@ -49,6 +50,7 @@ def shape(
         for name, index in groups.items():
             method, group = sampler(name), [rows[r] for r in index]
             whole = len(index) == len(rows)
+            own = own and not whole
             x_GV = x_RV if whole else x_RV[index]
             if method.columns:
                 observations.append(Observation(stage, method, index, x_GV))
@@ -58,7 +60,8 @@ def shape(
                 if whole and len(part) == len(rows):
                     x_RV = y
                 else:
-                    x_RV = x_RV.index_copy(0, torch.tensor([index[i] for i in part]), y)
+                    x_RV, own = (x_RV if own else x_RV.clone()), True
+                    x_RV.index_copy_(0, torch.tensor([index[i] for i in part]), y)
     return x_RV, observations
 
 

@@ -300,15 +300,21 @@ class Loop:
         )
         assert row.reason is not None
         outcome = OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
-        if not row.monitor_state:
+        if not (row.monitor_state or row.sampler_state):
             return outcome
+        reports, room = [], "monitor"
         try:
-            states = zip(row.spec.monitors, row.monitor_state, strict=True)
-            reports = tuple(self._methods.monitors[c.name].close(s, outcome) for c, s in states)
+            for card, monitor_state in zip(row.spec.monitors, row.monitor_state, strict=True):
+                reports.append(self._methods.monitors[card.name].close(monitor_state, outcome))
+            room = "sampler"
+            for card, state in zip(row.spec.sampler, row.sampler_state, strict=True):
+                report = getattr(self.method("samplers", card.name), "report", None)
+                if report and row.t:
+                    reports.append({"sampler": card.name, **report(card.options, state, row.t)})
         except Exception as error:
-            row.fail("monitor", error)
+            row.fail(room, error)
             return OutcomeEvent(row.id, "error", row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
-        return OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), reports, stats)
+        return dataclasses.replace(outcome, reports=tuple(reports))
 
     def _show(self, row: Row, events: list[Event]) -> None:
         """Release the bytes that nothing can take back: no stop string begins there, no character is half written."""

@@ -28,6 +28,7 @@ from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
 from raydecode.events import Event, TokenEvent
+from raydecode.numerics import entropy
 from raydecode.randomness import draw
 from raydecode.tree import TokenTree
 
@@ -62,7 +63,8 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
             return
         rows = [visit.row for visit in active]
         node_R = [visit.base + visit.node for visit in active]
-        raw_RV = outputs.logits_MV[node_R]
+        every = node_R == list(range(len(outputs.logits_MV)))  # plain decoding: no copy of 6 MB at 32 rows
+        raw_RV = outputs.logits_MV if every else outputs.logits_MV[node_R]
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
         shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
         _refuse_empty(shaped_RV, raw_RV, rows)
@@ -170,7 +172,7 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
         x_WV = raw_RV[want]
         lse_W1 = x_WV.logsumexp(1, keepdim=True)
         logp_W = (x_WV.gather(1, token_R[want][:, None]) - lse_W1)[:, 0].tolist()
-        entropy_W = _entropy(x_WV, lse_W1) if any(rows[r].needs.entropy for r in want) else [None] * len(want)
+        entropy_W = entropy(x_WV, lse_W1).tolist() if any(rows[r].needs.entropy for r in want) else [None] * len(want)
         width = min(max(rows[r].needs.top_k for r in want), x_WV.shape[1])
         top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None
         for w, r in enumerate(want):
@@ -184,11 +186,6 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
 
 def _wants_facts(needs: Needs) -> bool:
     return needs.logp or needs.entropy or needs.top_k > 0
-
-
-def _entropy(x_WV: Tensor, lse_W1: Tensor) -> list[float]:
-    """Nats. The last of a running sum, not `sum`: a row's bits then depend neither on the other rows nor on threads."""
-    return torch.special.entr((x_WV - lse_W1).exp()).double().cumsum(1)[:, -1].tolist()
 
 
 def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, events: list[Event]) -> bool:

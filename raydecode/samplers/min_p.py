@@ -5,13 +5,12 @@ In logits: x >= max(x) + ln p. Changes the distribution: yes. State: none. Cost:
 
 from __future__ import annotations
 
-import math
-
 from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
+from raydecode.numerics import drop_below
 
 
 @registry.register("samplers", paper="arXiv:2407.01082", vllm=registry.Vllm(stage=30, params={"p": "min_p"}))
@@ -27,4 +26,4 @@ class MinP:
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         cut_R = x_RC.amax(1) + rows.option("p").log()
-        return x_RC.masked_fill(x_RC < cut_R[:, None], -math.inf)
+        return drop_below(x_RC, x_RC, cut_R)

@@ -5,13 +5,12 @@ Changes the distribution: yes. State: none. Cost: one partial selection over V p
 
 from __future__ import annotations
 
-import math
-
 from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
+from raydecode.numerics import drop_below
 
 
 @registry.register("samplers", paper="arXiv:1805.04833", vllm=registry.Vllm(stage=40, params={"k": "top_k"}))
@@ -28,5 +27,5 @@ class TopK:
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         k_R = rows.option("k").long().clamp(max=x_RC.shape[1])
         best_RK = x_RC.topk(int(k_R.max()), dim=1).values
-        cut_R1 = best_RK.gather(1, k_R[:, None] - 1)
-        return x_RC.masked_fill(x_RC < cut_R1, -math.inf)
+        cut_R = best_RK.gather(1, k_R[:, None] - 1)[:, 0]
+        return drop_below(x_RC, x_RC, cut_R)

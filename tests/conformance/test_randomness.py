@@ -29,6 +29,26 @@ def test_draw(law):
     law(randomness.draw, randomness.gumbel)
 
 
+def _look_at(monkeypatch, near, loud):
+    """A draw that looks at other shares of the tokens: the token must not depend on it."""
+    monkeypatch.setattr(randomness, "NEAR", near)
+    monkeypatch.setattr(randomness, "LOUD", loud)
+    monkeypatch.setattr(randomness, "LOUD_WORDS", int(-math.expm1(-math.exp(-loud)) * 2**31))
+
+
+@pytest.mark.parametrize(("near", "loud"), [(0.5, 0.5), (3.0, 1.0), (6.0, 5.5), (2.0, 9.0)])
+def test_draw_whatever_it_looks_at(near, loud, monkeypatch):
+    _look_at(monkeypatch, near, loud)
+    laws.draw_is_the_argmax(randomness.draw, randomness.gumbel)
+
+
+def test_a_draw_that_never_looks_again_is_caught(monkeypatch):
+    _look_at(monkeypatch, 3.0, 6.0)
+    monkeypatch.setattr(randomness, "LOUD", -100.0)  # every first look seems enough
+    with pytest.raises(Violation, match="draw_is_the_argmax"):
+        laws.draw_is_the_argmax(randomness.draw, randomness.gumbel)
+
+
 def test_noise_has_the_law_of_gumbel_across_tokens_positions_and_rows():
     keys = [randomness.derive(1, i) for i in range(400)]
     across_tokens = randomness.gumbel([7], [0], 20_000)[0]

@@ -8,11 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from raydecode import registry
@@ -33,6 +38,16 @@ CASES = [
     ("min_p", {"p": 0.9}, MinPLogitsWarper(0.9)),
     ("repetition_penalty", {"value": 1.3}, RepetitionPenaltyLogitsProcessor(1.3)),
     ("repetition_penalty", {"value": 0.8}, RepetitionPenaltyLogitsProcessor(0.8)),
+    ("typical", {"p": 0.2}, TypicalLogitsWarper(0.2)),
+    ("typical", {"p": 0.95}, TypicalLogitsWarper(0.95)),
+    ("epsilon", {"epsilon": 9e-4}, EpsilonLogitsWarper(9e-4)),
+    ("epsilon", {"epsilon": 0.3}, EpsilonLogitsWarper(0.3)),
+    ("eta", {"epsilon": 2e-3}, EtaLogitsWarper(2e-3)),
+    ("eta", {"epsilon": 0.3}, EtaLogitsWarper(0.3)),
+    ("no_repeat_ngram", {"n": 1}, NoRepeatNGramLogitsProcessor(1)),
+    ("no_repeat_ngram", {"n": 2}, NoRepeatNGramLogitsProcessor(2)),
+    ("no_repeat_ngram", {"n": 4}, NoRepeatNGramLogitsProcessor(4)),
+    ("logit_bias", {"bias": {3: 1.5, 999: -7.0}}, SequenceBiasLogitsProcessor([[[3], 1.5], [[999], -7.0]])),
 ]
 
 
@@ -41,7 +56,7 @@ CASES = [
 def test_same_logits(name, options, theirs, spread):
     generator = torch.Generator().manual_seed(int(10 * spread))
     x_RV = torch.randn(ROWS, SIZE, generator=generator) * spread
-    ids_RL = torch.randint(0, SIZE, (ROWS, 12), generator=generator)
+    ids_RL = torch.randint(0, 4 if name == "no_repeat_ngram" else SIZE, (ROWS, 24), generator=generator)
     rows = BenchRows([options] * ROWS, [{}] * ROWS, list(ids_RL), [5] * ROWS, [0] * ROWS)
     ours = registry.get("samplers", name).factory().shape(x_RV.clone(), rows)
     expected = theirs(ids_RL, x_RV.clone())
@@ -53,4 +68,4 @@ def test_same_logits(name, options, theirs, spread):
 
 def _rounding(name: str) -> int:
     """Tokens, over all rows, that float32 sums may decide the other way: theirs adds from the small end up."""
-    return 3 if name == "top_p" else 0
+    return 3 if name in ("top_p", "typical") else 0

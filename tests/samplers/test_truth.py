@@ -44,6 +44,17 @@ CHAINS = {
         Card("top_k", {"k": 4}), Card("top_p", {"p": 0.95}),
     ),
     "truncated first": (Card("min_p", {"p": 0.1}), Card("temperature", {"value": 3.0})),
+    "dynamic_temperature": (Card("dynamic_temperature", {"low": 0.4, "high": 2.5, "exponent": 1.5}),),
+    "typical": (Card("typical", {"p": 0.6}),),
+    "epsilon": (Card("epsilon", {"epsilon": 0.15}),),
+    "eta": (Card("eta", {"epsilon": 0.3}),),
+    "top_n_sigma": (Card("top_n_sigma", {"n": 1.2}),),
+    "xtc": (Card("xtc", {"threshold": 0.2, "probability": 0.5}),),
+    "dry": (Card("dry", {"multiplier": 1.2, "base": 1.5, "allowed_length": 1, "window": 5, "breakers": (2,)}),),
+    "no_repeat_ngram": (Card("no_repeat_ngram", {"n": 2}),),
+    "logit_bias": (Card("logit_bias", {"bias": {1: 1.5, 4: -2.0}}),),
+    "mirostat1": (Card("mirostat1", {"tau": 1.0, "eta": 0.7}),),
+    "mirostat2": (Card("mirostat2", {"tau": 1.1, "eta": 0.6}),),
     "both penalties": (Card("frequency_penalty", {"value": 0.4}), Card("presence_penalty", {"value": 0.9})),
 }  # fmt: skip
 
@@ -63,26 +74,52 @@ def enumerated(chain: Sequence[Card]) -> dict[tuple[int, ...], float]:
     return ended
 
 
-def drawn(chain: Sequence[Card], rows: int) -> list[tuple[int, ...]]:
-    """The texts of samples 0..rows-1 of one request: the product's samplers and draw, one batch per context."""
+@functools.cache
+def noise_keys(rows: int) -> list[int]:
     request = Request("x", "x", Ids(PROMPT), DecodingSpec(seed=11))
-    keys = [request.noise_key(sample) for sample in range(rows)]
+    return [request.noise_key(sample) for sample in range(rows)]
+
+
+def drawn(chain: Sequence[Card], rows: int) -> list[tuple[int, ...]]:
+    """The texts of samples 0..rows-1 of one request: the product's samplers and draw, one batch per context.
+
+    Rows of one context have one state; they are shaped as one row unless a sampler tosses a coin for each.
+    """
+    keys = noise_keys(rows)
     texts: list[tuple[int, ...]] = [()] * rows
     live = list(range(rows))
     samplers = [(card, registry.get("samplers", card.name).factory()) for card in chain]
+    start = [{name: float(make(card.options)) for name, make in sampler.columns.items()} for card, sampler in samplers]
+    states: dict[tuple[int, ...], list[dict[str, float]]] = {(): start}
     for step in range(STEPS):
         live.sort(key=lambda row: texts[row])
         for output, group in itertools.groupby(live, key=lambda row: texts[row]):
             members = list(group)
-            x_1V = toy.logits((*PROMPT, *output))[None]
-            for card, sampler in samplers:
-                history = torch.tensor((*PROMPT, *output))
-                x_1V = sampler.shape(x_1V, BenchRows([card.options], [{}], [history], [len(PROMPT)], [0]))
-            tokens = draw(x_1V.expand(len(members), -1), [keys[row] for row in members], [step] * len(members)).tolist()
+            mine = [keys[row] for row in members]
+            history = torch.tensor((*PROMPT, *output))
+            x_RV, inputs = toy.logits((*PROMPT, *output))[None], []
+            for (card, sampler), state in zip(samplers, states[output], strict=True):
+                count = len(members) if card.name == "xtc" else len(x_RV)
+                view = (mine if count > 1 else mine[:1],)
+                bench = BenchRows(
+                    [card.options] * count, [state] * count, [history] * count, [len(PROMPT)] * count, *view
+                )
+                inputs.append((sampler, bench, x_RV))
+                x_RV = sampler.shape(x_RV.expand(count, -1).contiguous(), bench)
+            tokens = draw(x_RV.expand(len(members), -1), mine, [step] * len(members)).tolist()
             for row, token in zip(members, tokens, strict=True):
                 texts[row] = (*output, token)
+            for token in set(tokens):
+                states[*output, token] = [_observed(*stage, token) for stage in inputs]
         live = [row for row in live if texts[row][-1] != toy.EOS]
     return texts
+
+
+def _observed(sampler, bench: BenchRows, x_1V: torch.Tensor, token: int) -> dict[str, float]:
+    if not sampler.columns:
+        return {}
+    columns = sampler.observe(bench, torch.tensor([token]), x_1V.double().log_softmax(1)[:, token])
+    return {name: float(column[0]) for name, column in columns.items()}
 
 
 def p_value(texts: Sequence[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
@@ -139,6 +176,17 @@ def test_an_always_accepting_verifier_has_another_law(monkeypatch):
         ("temperature", (Card("temperature", {"value": 1.5}),)),
         ("usual chain", CHAINS["usual chain"][::-1]),
         ("frequency_penalty", (Card("presence_penalty", {"value": 0.7}),)),
+        ("dynamic_temperature", (Card("dynamic_temperature", {"low": 0.4, "high": 2.5, "exponent": 1.0}),)),
+        ("typical", (Card("top_p", {"p": 0.6}),)),
+        ("epsilon", (Card("min_p", {"p": 0.15}),)),
+        ("eta", (Card("epsilon", {"epsilon": 0.3}),)),
+        ("top_n_sigma", (Card("top_n_sigma", {"n": 2.4}),)),
+        ("xtc", (Card("xtc", {"threshold": 0.2, "probability": 0.55}),)),
+        ("dry", (Card("dry", {**CHAINS["dry"][0].options, "allowed_length": 2}),)),
+        ("no_repeat_ngram", (Card("no_repeat_ngram", {"n": 3}),)),
+        ("logit_bias", (Card("logit_bias", {"bias": {1: 1.5}}),)),
+        ("mirostat1", CHAINS["mirostat2"]),
+        ("mirostat2", (Card("mirostat2", {"tau": 1.1, "eta": 0.001}),)),
     ],
 )
 def test_a_wrong_law_is_caught(chain, wrong):

@@ -1,0 +1,70 @@
+"""Mirostat 2 (Basu et al., arXiv:2007.14966; the authors' second version): cut by surprise, steer the cut to tau bits.
+
+    keep v with S(v) = -log2 p(v) <= mu, and always the likeliest;  draw v;  mu <- mu - eta (S(v) - tau);  mu_1 = 2 tau
+Hence exactly: mean S - tau = (mu_1 - mu_(T+1)) / (eta T). p is the law at this stage, before its cut: after constraints
+and the stages before, so tau is a mean surprise under the constrained law. (llama.cpp measures S after the cut:
+another controller.)
+Report: the mean surprise; collapsed, the share of tokens with S > mu: only the likeliest was left, and even it was too
+surprising; saturated, the share at mu >= 28 bits, where the cut removes V 2^-mu < 0.001 of the mass: tau is above what
+the model itself says per token, and mu runs away.
+Changes the distribution: yes. State: mu, two counts. Cost: the normaliser over V.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raydecode import registry
+from raydecode.contracts import Columns, Needs, Options, SamplerRows, StateColumns
+from raydecode.numerics import drop_below
+
+RUNAWAY_BITS = 28.0
+"""2^18 tokens, more than any vocabulary, times 2^-28 is below 0.001."""
+
+ROUNDING_BITS = 1e-4
+"""The cut is made in float32; a token this close to mu may have passed it."""
+
+
+@registry.register("samplers", paper="arXiv:2007.14966")
+class Mirostat2:
+    """Keep tokens less surprising than mu bits, and move mu so that the mean surprise comes to tau bits."""
+
+    class Options(registry.Options):
+        tau: float = Field(default=3.0, gt=0, le=20, description="target surprise, bits per token")
+        eta: float = Field(default=1.0, gt=0, le=2, description="learning rate; small ones need long texts")
+
+    needs = Needs(own_logp=True)
+    columns: StateColumns = {
+        "mu": lambda options: 2 * options["tau"],
+        "collapsed": lambda _: 0,
+        "saturated": lambda _: 0,
+    }
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        surprise_R = (rows.state("mu") * math.log(2)).to(x_RC.dtype)  # nats
+        cut_R = (x_RC.logsumexp(1) - surprise_R).minimum(x_RC.amax(1))
+        return drop_below(x_RC, x_RC, cut_R)
+
+    def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:
+        mu_R, surprise_R = rows.state("mu"), -own_logp_R / math.log(2)
+        return {
+            "mu": mu_R - _exact(rows, "eta") * (surprise_R - _exact(rows, "tau")),
+            "collapsed": rows.state("collapsed") + (surprise_R > mu_R + ROUNDING_BITS),
+            "saturated": rows.state("saturated") + (mu_R >= RUNAWAY_BITS),
+        }
+
+    def report(self, options: Options, state: Mapping[str, float], count: int) -> dict[str, Any]:
+        drift = (2 * options["tau"] - state["mu"]) / (options["eta"] * count)
+        shares = {name: state[name] / count for name in ("collapsed", "saturated")}
+        return {"mean_surprise_bits": options["tau"] + drift, "mu_bits": state["mu"], **shares}
+
+
+def _exact(rows: SamplerRows, name: str) -> Tensor:
+    """float64 [R]: the option unrounded, or the identity would only hold to float32."""
+    return torch.tensor(rows.given(name), dtype=torch.float64)
