@@ -56,7 +56,7 @@ def _table(size: int) -> Words:
     """uint32[size]: a scrambled word per token id, shared by all rows (lowbias32, Wellons 2018)."""
     import numpy as np
 
-    x = np.arange(size, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    x: Any = np.arange(size, dtype=np.uint32) * np.uint32(0x9E3779B1)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
     return x ^ (x >> np.uint32(16))
@@ -67,7 +67,7 @@ def _keyed(table: Words, keys: Sequence[int], t: Sequence[int], stream: int) -> 
     import numpy as np
 
     both = np.array([derive(key, stream, step) for key, step in zip(keys, t, strict=True)], dtype=np.uint64)[:, None]
-    x = table ^ both.astype(np.uint32)
+    x: Any = table ^ both.astype(np.uint32)
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x7FEB352D)
     x ^= x >> np.uint32(15)

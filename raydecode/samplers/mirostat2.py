@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Columns, Needs, Options, SamplerRows, StateColumns
+from raydecode.contracts import Columns, Needs, SamplerRows, StateColumns
 from raydecode.numerics import drop_below
 
 RUNAWAY_BITS = 28.0
@@ -59,7 +59,7 @@ class Mirostat2:
             "saturated": rows.state("saturated") + (mu_R >= RUNAWAY_BITS),
         }
 
-    def report(self, options: Options, state: Mapping[str, float], count: int) -> dict[str, Any]:
+    def report(self, options: Mapping[str, Any], state: Mapping[str, float], count: int) -> dict[str, Any]:
         drift = (2 * options["tau"] - state["mu"]) / (options["eta"] * count)
         shares = {name: state[name] / count for name in ("collapsed", "saturated")}
         return {"mean_surprise_bits": options["tau"] + drift, "mu_bits": state["mu"], **shares}

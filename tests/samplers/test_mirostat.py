@@ -44,11 +44,11 @@ def test_mean_surprise_is_tau_up_to_the_drift_of_mu(name, tau, eta):
 def test_it_controls_what_plain_sampling_does_not():
     """tau below the model's own surprise is met; the same draws without Mirostat are far from it."""
     means = {}
-    for chain in ((Card("mirostat2", {"tau": 0.5, "eta": 0.5}),), (Card("mirostat2", {"tau": 20.0, "eta": 0.01}),)):
+    for chain in ((Card("mirostat2", {"tau": 0.8, "eta": 0.5}),), (Card("mirostat2", {"tau": 20.0, "eta": 0.01}),)):
         spec = DecodingSpec(max_tokens=300, seed=1, sampler=chain, ignore_eos=True)
         (outcome,) = drive(ToyEngine(), [Request("a", "a", Ids((0, 1)), spec)]).outcomes.values()
         means[chain[0].options["tau"]] = outcome.reports[0]["mean_surprise_bits"]
-    assert abs(means[0.5] - 0.5) < 0.02
+    assert abs(means[0.8] - 0.8) < 0.05
     assert means[20.0] > 0.9
 
 
@@ -87,7 +87,7 @@ def test_rank_where_the_formula_has_no_value():
 @pytest.mark.parametrize("name", BOTH)
 def test_a_target_out_of_reach_is_reported(name):
     reports = {}
-    for tau in (0.02, 0.6, 12.0):
+    for tau in (0.02, 0.9, 12.0):
         card = Card(name, {"tau": tau, "eta": 1.0})
         spec = DecodingSpec(max_tokens=120, seed=1, sampler=(card,), ignore_eos=True)
         (outcome,) = drive(ToyEngine(), [Request("a", "a", Ids((0, 1)), spec)]).outcomes.values()
@@ -95,9 +95,9 @@ def test_a_target_out_of_reach_is_reported(name):
     assert reports[0.02]["collapsed"] > 0.9
     assert reports[12.0]["saturated"] > 0.9
     assert reports[12.0]["mean_surprise_bits"] < 3 < reports[12.0]["mu_bits"]
-    assert reports[0.6]["saturated"] == 0
-    assert reports[0.6]["collapsed"] < 0.5
-    assert reports[0.6]["sampler"] == name
+    assert reports[0.9]["saturated"] == 0
+    assert reports[0.9]["collapsed"] < 0.6 < reports[0.02]["collapsed"]
+    assert reports[0.9]["sampler"] == name
 
 
 def test_engine_and_table_agree_on_surprise_under_a_constraint():

@@ -95,7 +95,7 @@ def test_history_says_whether_output_ids_matter() -> None:
 def test_every_card_that_claims_vllm_maps_alone() -> None:
     claimed = [method for method in registry.cards("samplers") if method.vllm]
     assert len(claimed) >= 8
-    options = {"min_p": {"p": 0.1}, "top_k": {"k": 3}, "top_p": {"p": 0.5}}
+    options = {"min_p": {"p": 0.1}, "top_k": {"k": 3}, "top_p": {"p": 0.5}, "logit_bias": {"bias": {7: -1.5}}}
     for method in claimed:
         fields = map_chain((Card(method.name, options.get(method.name, {})),)).fields
         assert set(method.vllm.params.values()) | set(method.vllm.fixed) <= set(fields)
