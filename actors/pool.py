@@ -48,15 +48,20 @@ class Pool:
         self._number = 0
         self.about: dict[str, dict[str, Any]] = {}
 
-    def poll(self) -> None:
-        """Start what is missing, notice what has started, left or died. Raises what ends the job."""
+    def poll(self, patience_s: float = 0.0) -> None:
+        """Start what is missing, notice what has started, left or died; with patience, sleep until something has.
+
+        Raises what ends the job.
+        """
         import ray
 
         while len(self._members) < self._size:
             self._start()
         refs = {member.pending: member for member in self._members.values()}
-        ready = ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
-        for ref in ready:
+        if not refs:
+            time.sleep(patience_s)
+            return
+        for ref in ray.wait(list(refs), num_returns=1, timeout=patience_s)[0]:
             self._advance(refs[ref], ref)
 
     @property
