@@ -51,7 +51,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """Counts and seconds of one row; they depend on drafter and clock."""
+    """Counts and seconds of one row; they depend on drafter, neighbours and clock.
+
+    cached_tokens: prompt tokens that were in the cache; preempted: times the row gave its memory to an earlier one
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -60,6 +63,7 @@ class RowStats:
     accepted: int = 0
     draft_failures: int = 0
     replay_mismatches: int = 0
+    preempted: int = 0
     queued_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0

@@ -85,15 +85,6 @@ class TokenTree:
         pick = tuple(self.token[i] for i in keep), tuple(new.get(self.parent[i], -1) for i in keep)
         return TokenTree(*pick, tuple(self.est[i] for i in keep))
 
-    def trunk(self) -> TokenTree:
-        """The one path that follows the likeliest child (`est`; the first on ties): for a model that takes chains."""
-        node, tokens, est = 0, [self.token[0]], [self.est[0]]
-        while children := [i for i in range(node + 1, len(self)) if self.parent[i] == node]:
-            node = max(children, key=lambda i: self.est[i])
-            tokens.append(self.token[node])
-            est.append(self.est[node])
-        return TokenTree(tuple(tokens), tuple(range(-1, len(tokens) - 1)), tuple(est))
-
     def check(self, vocab_size: int, eos: frozenset[int] = frozenset()) -> str | None:
         """Why this is not a valid tree, or None. Drafters are not trusted: the engine asks every time."""
         n = len(self.token)

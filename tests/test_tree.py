@@ -75,11 +75,3 @@ def test_what_is_wrong_with_a_tree(tree, why):
 
 def test_a_root_may_be_an_end_of_text():
     assert TokenTree.chain((4, 1)).check(5, frozenset({4})) is None, "the row that ignores EOS goes on from it"
-
-
-def test_the_trunk_is_the_likeliest_path():
-    tree = TokenTree((9, 1, 2, 3, 4), (-1, 0, 0, 2, 2), (1.0, 0.4, 0.5, 0.2, 0.2))
-    trunk = tree.trunk()
-    assert trunk == TokenTree((9, 2, 3), (-1, 0, 1), (1.0, 0.5, 0.2)), "the first of two equal children"
-    assert trunk.trunk() == trunk
-    assert TokenTree.root(7).trunk() == TokenTree.root(7)

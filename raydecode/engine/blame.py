@@ -16,7 +16,7 @@ from raydecode.engine.rows import Row
 from raydecode.tree import TokenTree
 
 PIECE = 32
-"""Tokens per call: a lane may feed a chain that meets a NaN again token by token, but only one such piece."""
+"""Tokens per call: the hidden states of all sites are held for one such piece."""
 
 
 def blame(lane: Lane, row: Row, method: Callable[[str], Intervention]) -> str:
@@ -24,6 +24,8 @@ def blame(lane: Lane, row: Row, method: Callable[[str], Intervention]) -> str:
     if not lane.sites:
         return ""
     lane.release(row.slot)
+    if not lane.reserve(row.slot, 0, len(row.context)):
+        return ""  # others hold what this row shared; it takes none of theirs
     with torch.no_grad():
         for start in range(0, len(row.context), PIECE):
             ids = row.context[start : start + PIECE]

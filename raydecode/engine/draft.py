@@ -21,15 +21,10 @@ from raydecode.tree import TokenTree
 
 
 class Drafters:
-    """The drafters of one engine with their shared state.
+    """The drafters of one engine with their shared state. budget: most drafted nodes per row and step."""
 
-    budget: most drafted nodes per row and step;  branching: as the lane says; else a tree's likeliest path is taken
-    """
-
-    def __init__(
-        self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], *, branching: bool, budget: int = 16
-    ) -> None:
-        self._of, self._monitors, self._branching, self._budget = drafter, monitors, branching, budget
+    def __init__(self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], *, budget: int = 16) -> None:
+        self._of, self._monitors, self._budget = drafter, monitors, budget
         self._shared: dict[str, Any] = {}
 
     def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
@@ -127,7 +122,7 @@ class Drafters:
             return TokenTree.root(row.pending)
         if row.horizon is not None:
             tree = tree.shallow(max(row.horizon, 1))
-        return tree if self._branching else tree.trunk()
+        return tree
 
 
 def _hidden(

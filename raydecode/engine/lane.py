@@ -56,9 +56,9 @@ class Outputs:
 
 
 class Lane(Protocol):
-    """Slots 0..slots-1, each with its own cache length.
+    """Slots 0..slots-1, each with its own cache length, over pages of `page` tokens (`engine.pages` has the rules).
 
-    branching: takes trees whose nodes have several children; False: chains only
+    There are pages for at least one row of `context` tokens, so that a row which fits the context fits alone.
     sites: where hooks act and hidden states are read, from the inside out:
            "input" (what the token table gives), "embedding" (the first layer's input), "layer.0" .. (each layer's
            output), "final" (the output layer's input)
@@ -67,7 +67,7 @@ class Lane(Protocol):
 
     slots: int
     context: int
-    branching: bool
+    page: int
     eos: frozenset[int]
     token_bytes: Sequence[bytes]
     sites: Sequence[str]
@@ -76,8 +76,24 @@ class Lane(Protocol):
         """Token ids of a prompt; raises RowError."""
         ...
 
+    def reserve(self, slot: int, start: int, length: int) -> bool:
+        """Make room for columns start..length of a slot; False and no change where there is none."""
+        ...
+
+    def adopt(self, slot: int, start: int, ids: Sequence[int], salt: str = "") -> int:
+        """Share what other slots published of `ids` from column `start` on; columns held then.
+
+        salt: what else the cache depends on (interventions); rows share under equal salts only.
+        """
+        ...
+
+    def publish(self, slot: int, ids: Sequence[int]) -> None:
+        """The slot's first columns hold `ids` for good: others may share their whole pages."""
+        ...
+
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
-        """One ragged call. The cache of each slot then holds start + len(chunk) tokens until `keep` says which stay."""
+        """One ragged call over reserved columns. A slot then holds start + len(chunk) tokens, until `keep` says which
+        stay."""
         ...
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
@@ -90,4 +106,8 @@ class Lane(Protocol):
 
     def release(self, slot: int) -> None:
         """Forget a slot's cache."""
+        ...
+
+    def check(self, held: Sequence[int]) -> None:
+        """Assert, for tests, that the slots not `held` have no pages and that no page leaked."""
         ...

@@ -1,14 +1,9 @@
-"""The step: continuous batching over one lane. Read `step`; the rest is its vocabulary.
-
-Scheduling: rows are admitted in order of submission whenever a slot is free. A step feeds every running row: rows that
-decode one tree each, rows with an unread prompt a chunk of it, so that a long prompt never stalls the others.
-"""
+"""The step: continuous batching over one lane. Read `step`; the rest is its vocabulary (who runs: `schedule`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,10 +19,12 @@ from raydecode.engine.host import ServiceHost
 from raydecode.engine.inside import asked, hooks, needs_of, refuse_sites, united
 from raydecode.engine.lane import Chunk, Lane, Outputs
 from raydecode.engine.rows import Row
+from raydecode.engine.schedule import Schedule
 from raydecode.engine.walk import Methods, Visit, walk
 from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent, TextEvent
 from raydecode.request import DecodingSpec, Request, RowId
+from raydecode.tree import TokenTree
 
 
 class Loop:
@@ -51,16 +48,14 @@ class Loop:
         given: Mapping[tuple[str, str], Any] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.lane, self.chunk, self.stream, self.clock = lane, chunk, stream, clock
+        self.lane, self.stream, self.clock = lane, stream, clock
         self.host = ServiceHost(lane.token_bytes, lane.eos, services)
         self._live: dict[tuple[str, str], Any] = dict(given or {})
         monitors = _ByName(lambda name: self.method("monitors", name))
         self._methods = Methods(lambda name: self.method("samplers", name), monitors, lane.sites)
         self._interventions = _ByName(lambda name: self.method("interventions", name))
-        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors, branching=lane.branching)
-        self._waiting: deque[Row] = deque()
-        self._running: list[Row] = []
-        self._free = list(reversed(range(lane.slots)))
+        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors)
+        self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
         self.steps = 0
 
@@ -70,7 +65,7 @@ class Loop:
 
     def submit(self, request: Request) -> None:
         try:
-            self._waiting.extend(self._rows_of(request))
+            self._rows.waiting.extend(self._rows_of(request))
         except Exception as error:
             row = Row(RowId(request.id), request, request.decoding, 0, [], 0, 0, submitted_at=self.clock())
             row.fail("request", error)
@@ -78,10 +73,10 @@ class Loop:
 
     def step(self) -> list[Event]:
         events, self._outbox = self._outbox, []
-        self._admit()
+        self._rows.admit()
         visits, chunks = self._plan()
         if chunks:
-            by_slot = {row.slot: row for row in self._running}
+            by_slot = {row.slot: row for row in self._rows.running}
             acting = hooks(chunks, by_slot, self._interventions.__getitem__)
             outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
             walk(visits, outputs, self._methods, self.host, events)
@@ -93,30 +88,30 @@ class Loop:
         return events
 
     def cancel(self, id: str) -> None:
-        for row in [*self._waiting, *self._running]:
+        for row in [*self._rows.waiting, *self._rows.running]:
             if row.id.request == id:
                 row.reason = "cancelled"
         self._retire(self._outbox)
 
     def wait(self, timeout_s: float) -> bool:
-        if self._outbox or not self._running or any(not row.parked for row in self._running):
+        if self._outbox or not self._rows.running or any(not row.parked for row in self._rows.running):
             return True
         return self.host.wait(timeout_s)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running or self._outbox)
+        return bool(self._rows.waiting or self._rows.running or self._outbox)
 
     # ------------------------------------------------------------------ what callers may look at
     @property
     def waiting(self) -> int:
         """Rows without a slot."""
-        return len(self._waiting)
+        return len(self._rows.waiting)
 
     @property
     def running(self) -> tuple[RowId, ...]:
         """Rows that hold a slot."""
-        return tuple(row.id for row in self._running)
+        return tuple(row.id for row in self._rows.running)
 
     def method(self, room: str, name: str) -> Any:
         """The live object of a method; one per engine."""
@@ -125,10 +120,8 @@ class Loop:
         return self._live[room, name]
 
     def check_integrity(self) -> None:
-        """Invariants, for tests: every slot is free or held by one row; every context ends with a pending token."""
-        held = [row.slot for row in self._running]
-        assert sorted(held + self._free) == list(range(self.lane.slots)), (held, self._free)
-        assert all(0 <= row.cached < len(row.context) for row in self._running)
+        """Invariants of slots and pages, for tests."""
+        self._rows.check()
 
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
@@ -174,33 +167,16 @@ class Loop:
             rows.append(row)
         return rows
 
-    def _admit(self) -> None:
-        while self._waiting and self._free:
-            row = self._waiting.popleft()
-            row.slot, row.admitted_at = self._free.pop(), self.clock()
-            if row.leader and row.leader.cached >= row.prompt_len - 1:
-                self._fork(row)
-            self._running.append(row)
-
     def _plan(self) -> tuple[list[Visit], list[Chunk]]:
-        """This step's chunks: whole trees for rows that decode, the prompt budget shared by rows that still read."""
-        budget, ready, reading = self.chunk, [], []
-        for row in self._running:
-            if row.leader or row.reason or (row.parked and self._still_parked(row)):
-                continue
-            unread = len(row.context) - 1 - row.cached
-            take = min(unread, budget)
-            budget -= take
-            if take == unread:
-                ready.append(row)
-            elif take:
-                reading.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : row.cached + take]), None))
-                row.cached += take
+        """This step's chunks: a tree for rows that decode, a part of their prompt for rows that still read."""
+        ready, reading = self._rows.turn(lambda row: row.parked and self._still_parked(row))
+        trees = self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos)
         visits, chunks, base = [], [], 0
-        for row, tree in zip(
-            ready, self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos), strict=True
-        ):
-            chunks.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : -1]), tree))
+        for row, tree in zip(ready, trees, strict=True):
+            prefix = tuple(row.context[row.cached : -1])
+            if not self.lane.reserve(row.slot, row.cached, len(row.context) - 1 + len(tree)):
+                tree = TokenTree.root(row.pending)  # a draft takes no row's memory
+            chunks.append(Chunk(row.slot, row.cached, prefix, tree))
             visits.append(Visit(row, tree, base))
             row.cached = len(row.context) - 1
             row.forwards += 1
@@ -219,7 +195,7 @@ class Loop:
         return row.parked
 
     def _settle(self, visits: list[Visit], outputs: Outputs, events: list[Event]) -> None:
-        """Keep accepted paths, let drafters learn, let samples that waited fork their leader's prompt."""
+        """Keep accepted paths, let drafters learn, let other rows have what was read."""
         for visit in visits:
             row, path = visit.row, tuple(visit.path)
             self.lane.keep(row.slot, row.cached, path)
@@ -235,9 +211,8 @@ class Loop:
                 name = row.spec.drafter.name if row.spec.drafter and drafted else None
                 events.append(StepEvent(row.id, row.t - len(path), visit.tree, path, tuple(visit.emitted), name))
                 self._show(row, events)
-        for row in self._running:
-            if row.leader and row.leader.cached >= row.prompt_len - 1:
-                self._fork(row)
+        self._rows.publish()
+        self._rows.fork()
 
     def _blame(self, visits: list[Visit]) -> None:
         """Say where in the model a row's NaN arose."""
@@ -248,14 +223,8 @@ class Loop:
                     message = f"{row.fault.message}; the first value that is not finite arose in {where}"
                     row.fault = dataclasses.replace(row.fault, message=message)
 
-    def _fork(self, row: Row) -> None:
-        assert row.leader is not None
-        self.lane.fork(row.leader.slot, row.slot, row.prompt_len - 1)
-        row.cached = row.cached_at_start = row.prompt_len - 1
-        row.leader = None
-
     def _expire(self) -> None:
-        for row in self._running:
+        for row in self._rows.running:
             if (
                 row.spec.deadline_s is not None
                 and row.reason is None
@@ -266,23 +235,11 @@ class Loop:
                 )
 
     def _retire(self, events: list[Event]) -> None:
-        """Free the slots of rows that ended; samples that waited for one of them read the prompt themselves."""
-        ended = [row for row in [*self._waiting, *self._running] if row.reason]
-        if not ended:
-            return
-        self._waiting = deque(row for row in self._waiting if not row.reason)
-        self._running = [row for row in self._running if not row.reason]
-        for row in ended:
-            if row.slot >= 0:
-                self.lane.release(row.slot)
-                self._free.append(row.slot)
-                row.slot = -1
+        """Free the slots of rows that ended and say how they did."""
+        for row in self._rows.retire():
             if self.stream and row.reason != "cancelled":
                 self._show(row, events)
             events.append(self._outcome(row))
-        for row in [*self._waiting, *self._running]:
-            if row.leader and row.leader.reason:
-                row.leader = None
 
     def _outcome(self, row: Row) -> OutcomeEvent:
         now = self.clock()
@@ -294,6 +251,7 @@ class Loop:
             accepted=row.accepted,
             draft_failures=row.draft_failures,
             replay_mismatches=row.replay_mismatches,
+            preempted=row.preempted,
             queued_s=(row.admitted_at or now) - row.submitted_at,
             first_token_s=max(row.first_token_at - row.submitted_at, 0.0),
             total_s=now - row.submitted_at,

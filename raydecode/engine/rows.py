@@ -30,6 +30,7 @@ class Row:
     horizon:  most tokens verified per forward, as its interventions say; None = any number
     tail:     site -> [D] of the node that chose the pending token, for drafters that want it
     leader:   the sample whose prefill this row waits to fork
+    known:    leading pages of the context that other rows may share
     history:  int64 buffer of `context`, kept from the first time a sampler reads it
     """
 
@@ -45,6 +46,7 @@ class Row:
     drafter_state: Any = None
     slot: int = -1
     cached: int = 0
+    known: int = 0
     needs: Needs = field(default_factory=Needs)
     inside: Needs = field(default_factory=Needs)
     horizon: int | None = None
@@ -67,11 +69,22 @@ class Row:
     draft_failures: int = 0
     replay_mismatches: int = 0
     cached_at_start: int = 0
+    preempted: int = 0
 
     @property
     def t(self) -> int:
         """Output index of the next token."""
         return len(self.context) - self.prompt_len
+
+    @property
+    def unread(self) -> int:
+        """Tokens before the pending one that are not in the cache."""
+        return len(self.context) - 1 - self.cached
+
+    @property
+    def salt(self) -> str:
+        """What the cache depends on besides the ids: an intervention knows its row, so the row shares with no other."""
+        return repr((self.id, self.spec.interventions)) if self.spec.interventions else ""
 
     @property
     def pending(self) -> int:

@@ -27,12 +27,14 @@ from torch import Tensor
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.loop import Loop
+from raydecode.engine.pages import Pages
 from raydecode.events import OutcomeEvent
 from raydecode.randomness import derive, mix
 from raydecode.request import Ids, Messages, Prompt, Request, Text
 from raydecode.tree import TokenTree
 
 VOCAB, WIDTH, DEPTH, EOS = 5, 8, 3, 4
+PAGE = 8
 TOKEN_BYTES = (b"a", b"b", b"(", b")", b"")
 EOS_BIAS = 1.5
 CARRY = 0.5
@@ -68,18 +70,23 @@ def logits(context: Sequence[int]) -> Tensor:
 
 
 class ToyLane:
-    """The table behind a slot cache: each slot holds one key per position."""
+    """The table behind a paged cache: one key per column, in pages of PAGE tokens as on any lane.
 
-    branching = True
+    tokens: how many fit, at least one row of `context`; retain: tokens kept after their rows
+    """
+
+    page = PAGE
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
     sites: Sequence[str] = SITES
 
-    def __init__(self, slots: int, context: int) -> None:
+    def __init__(self, slots: int, context: int, tokens: int | None = None, retain: int = 1024) -> None:
         self.slots, self.context = slots, context
-        self._keys: list[list[int]] = [[] for _ in range(slots)]
-        self._change: list[list[Tensor | None]] = [[] for _ in range(slots)]
-        """What interventions did to each position: [levels, WIDTH], or None."""
+        whole = -(-context // PAGE)
+        self.pages = Pages(slots, slots * whole if tokens is None else max(tokens // PAGE, whole), PAGE, retain // PAGE)
+        self._length = [0] * slots
+        self._cell: dict[tuple[int, int], tuple[int, Tensor | None]] = {}
+        """(page, offset) -> the key, and what interventions did there: [levels, WIDTH], or None."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Any text: `a b ( )` as themselves, other bytes by their value modulo 4."""
@@ -91,25 +98,38 @@ class ToyLane:
             case Messages(messages):
                 return self.encode(Text("".join(str(m.get("content", "")) for m in messages)))
 
+    def reserve(self, slot: int, start: int, length: int) -> bool:
+        copies = self.pages.reserve(slot, start, length)
+        for source, target in copies or ():
+            self._cell |= {(target, i): self._cell[source, i] for i in range(PAGE) if (source, i) in self._cell}
+        return copies is not None
+
+    def adopt(self, slot: int, start: int, ids: Sequence[int], salt: str = "") -> int:
+        self._length[slot] = self.pages.adopt(slot, start, ids, salt)
+        return self._length[slot]
+
+    def publish(self, slot: int, ids: Sequence[int]) -> None:
+        self.pages.publish(slot, ids)
+
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
         token_M: list[int] = []
         key_M: list[int] = []
         above_M: list[int | Tensor | None] = []  # a node of this call, what the cache holds of one, or nothing
         wanted: list[int] = []
         for chunk in chunks:
-            slot, change = self._keys[chunk.slot], self._change[chunk.slot]
-            assert len(slot) >= chunk.start, "a chunk continues its cache"
-            del slot[chunk.start :], change[chunk.start :]
+            fits = self.reserve(chunk.slot, chunk.start, chunk.start + len(chunk))
+            assert fits, "the loop makes room first"
+            assert self._length[chunk.slot] >= chunk.start, "a chunk continues its cache"
+            self._length[chunk.slot] = chunk.start + len(chunk)
             base, first = chunk.start + len(chunk.prefix), len(token_M)
             tree = chunk.tree or TokenTree((), (), ())
             parents = [*range(chunk.start - 1, base - 1), *(base + parent for parent in tree.parent)]
-            for token, parent in zip((*chunk.prefix, *tree.token), parents, strict=True):
-                inside = parent >= chunk.start
-                above_M.append(first + parent - chunk.start if inside else change[parent] if parent >= 0 else None)
-                slot.append(derive(slot[parent] if parent >= 0 else ROOT, token))
+            for i, (token, parent) in enumerate(zip((*chunk.prefix, *tree.token), parents, strict=True)):
+                key, change = self._cell[self._at(chunk.slot, parent)] if parent >= 0 else (ROOT, None)
+                above_M.append(first + parent - chunk.start if parent >= chunk.start else change)
                 token_M.append(token)
-                key_M.append(slot[-1])
-            change += [None] * len(chunk)
+                key_M.append(derive(key, token))
+                self._cell[self._at(chunk.slot, chunk.start + i)] = key_M[-1], None
             wanted += range(first + len(chunk.prefix), len(token_M))
         seen: dict[str, Tensor] = {}
         if hooks or any(isinstance(above, Tensor) for above in above_M):
@@ -156,26 +176,37 @@ class ToyLane:
                     seen[site] = x_MD
         at = 0
         for chunk in chunks:
-            change = self._change[chunk.slot]
-            change[chunk.start :] = [change_LMD[:, m] for m in range(at, at + len(chunk))]
-            at += len(chunk)
+            for column in range(chunk.start, chunk.start + len(chunk)):
+                where = self._at(chunk.slot, column)
+                self._cell[where] = self._cell[where][0], change_LMD[:, at]
+                at += 1
         return x_MD
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        keys, change = self._keys[slot], self._change[slot]
-        keys[length:], change[length:] = [keys[length + n] for n in path], [change[length + n] for n in path]
+        for i, node in enumerate(path):
+            self._cell[self._at(slot, length + i)] = self._cell[self._at(slot, length + node)]
+        self._length[slot] = length + len(path)
 
     def fork(self, source: int, target: int, length: int) -> None:
-        self._keys[target] = self._keys[source][:length]
-        self._change[target] = self._change[source][:length]
+        self._length[target] = length
+        self.pages.fork(source, target, length)
 
     def release(self, slot: int) -> None:
-        self._keys[slot], self._change[slot] = [], []
+        self._length[slot] = 0
+        self.pages.release(slot)
+
+    def check(self, held: Sequence[int]) -> None:
+        self.pages.check(held)
+
+    def _at(self, slot: int, column: int) -> tuple[int, int]:
+        """(page, offset) of a column."""
+        return self.pages.tables[slot][column // PAGE], column % PAGE
 
 
 class ToyEngine(Loop):
     """The toy lane as an engine.
 
+    tokens: how many the cache holds
     step_s: seconds a step takes at least, to rehearse schedules
     poison: a prompt with this text kills the process while it holds a slot, to rehearse engine deaths
     """
@@ -184,9 +215,16 @@ class ToyEngine(Loop):
     promise = "bitwise"
 
     def __init__(
-        self, *, slots: int = 32, context: int = 4096, step_s: float = 0.0, poison: str | None = None, **loop: Any
+        self,
+        *,
+        slots: int = 32,
+        context: int = 4096,
+        tokens: int | None = None,
+        step_s: float = 0.0,
+        poison: str | None = None,
+        **loop: Any,
     ) -> None:
-        super().__init__(ToyLane(slots, context), **loop)
+        super().__init__(ToyLane(slots, context, tokens), **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
 
     def submit(self, request: Request) -> None:

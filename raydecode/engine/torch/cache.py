@@ -1,92 +1,90 @@
-"""Keys and values of every slot: contiguous, one length per slot, grown for all slots together.
+"""Keys and values of every slot, in pages of PAGE tokens; `engine.pages` says whose they are.
 
-K, V per layer: [slots, kv_heads, S, head_dim], S a multiple of BLOCK that doubles on demand, so that appending never
-copies a row and a short job never pays for a long context. Freed slots are zeroed: a NaN left by one row would
-otherwise reach the next through 0 * NaN.
+K, V per layer: [pages, kv_heads, PAGE, head_dim]. Pages get memory when they are first used (an untouched allocation
+costs address space only), so a short job never pays for a long context; nothing is copied per token.
+
+Law: values are finite. A value that is not is stored as 0 and turns its key into NaN: whoever attends to the column
+gets NaN, whoever does not cannot be reached through 0 * NaN, so neither freed pages nor dropped drafts need wiping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-BLOCK = 64
+from raydecode.engine.pages import Pages
+
+PAGE = 64
+"""Tokens per page. 128 was no faster (32 rows of 256 keys) and wastes twice as much behind each row's last token."""
 
 
 class Cache:
-    """slots: rows at once; context: most tokens per slot. Layers appear on first use with their own shapes."""
+    """slots: rows at once; tokens: how many fit, at least one row of `context`; retain: tokens kept after their rows.
 
-    def __init__(self, slots: int, context: int) -> None:
-        self.slots, self.context = slots, context
-        self._size = min(4 * BLOCK, rounded(context))
+    Layers appear on first use with their own shapes.
+    """
+
+    def __init__(self, slots: int, context: int, tokens: int | None = None, retain: int = 0) -> None:
+        whole = -(-context // PAGE)
+        count = slots * whole if tokens is None else max(tokens // PAGE, whole)
+        self.pages = Pages(slots, count, PAGE, min(retain // PAGE, count))
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._used = [0] * slots
+        self._clean = 0
+        self._moves: list[tuple[int, int, int, int]] = []
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(K, V) of a layer."""
         return self._layers[index]
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in every slot."""
-        if length <= self._size:
-            return
-        size = min(max(2 * self._size, rounded(length)), rounded(self.context))
-        for index, pair in self._layers.items():
-            grown = []
-            for old in pair:
-                new = old.new_zeros(old.shape[0], old.shape[1], size, old.shape[3])
-                new[:, :, : self._size] = old
-                grown.append(new)
-            self._layers[index] = grown[0], grown[1]
-        self._size = size
+    def reserve(self, slot: int, start: int, length: int) -> bool:
+        """Let `slot` write columns start..length; False: there is no room, and nothing happened."""
+        copies = self.pages.reserve(slot, start, length)
+        if copies:
+            self.flush()
+            source, target = map(list, zip(*copies, strict=True))
+            for tensor in self._tensors():
+                tensor[target] = tensor[source]
+        return copies is not None
 
-    def write(self, index: int, slot_M: Tensor, column_M: Tensor, key_MKD: Tensor, value_MKD: Tensor) -> None:
-        """Store new tokens' keys and values at (slot, column)."""
+    def write(self, index: int, page_M: Tensor, offset_M: Tensor, key_MKD: Tensor, value_MKD: Tensor) -> None:
+        """Store new tokens' keys and values."""
         if index not in self._layers:
-            shape = self.slots, key_MKD.shape[1], self._size
-            keys = key_MKD.new_zeros(*shape, key_MKD.shape[2])
-            self._layers[index] = keys, value_MKD.new_zeros(*shape, value_MKD.shape[2])
+            self._layers[index] = self._pool(key_MKD), self._pool(value_MKD)
+            self._layers[index][1][: self._clean].zero_()
         keys, values = self._layers[index]
-        keys[slot_M, :, column_M] = key_MKD
-        values[slot_M, :, column_M] = value_MKD
-
-    def note(self, slot: int, length: int) -> None:
-        """`length` columns of `slot` hold something."""
-        self._used[slot] = max(self._used[slot], length)
+        fault_MK1 = (value_MKD * 0).sum(-1, keepdim=True)  # 0, or NaN where a value is not finite
+        keys[page_M, :, offset_M] = key_MKD + fault_MK1
+        values[page_M, :, offset_M] = value_MKD.nan_to_num(0.0, 0.0, 0.0)
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        """Move the columns length + path[i] to length + i; zero those behind: a dropped draft may have left a NaN."""
-        end = length + len(path)
-        moved = list(path) != list(range(len(path)))
-        if not moved and self._used[slot] <= end:
-            return
-        source = torch.tensor([length + node for node in path], dtype=torch.int64)
-        for keys, values in self._layers.values():
-            for tensor in (keys, values):
-                if moved:
-                    tensor[slot, :, length:end] = tensor[slot][:, source]
-                tensor[slot, :, end : self._used[slot]] = 0
-        self._used[slot] = end
+        """Move the columns length + path[i] to length + i, for all slots at once before anything is read again."""
+        table = self.pages.tables[slot]
+        for i, node in enumerate(path):
+            if node != i:
+                (a, b), (c, d) = divmod(length + node, PAGE), divmod(length + i, PAGE)
+                self._moves.append((table[a], b, table[c], d))
 
-    def fork(self, source: int, target: int, length: int) -> None:
-        for keys, values in self._layers.values():
-            for tensor in (keys, values):
-                tensor[target, :, :length] = tensor[source, :, :length]
-        self.note(target, length)
-
-    def release(self, slot: int) -> None:
-        for keys, values in self._layers.values():
-            keys[slot, :, : self._used[slot]] = 0
-            values[slot, :, : self._used[slot]] = 0
-        self._used[slot] = 0
+    def flush(self) -> None:
+        """Do what `keep` and `reserve` left undone: moves, and zeros in pages that were never used."""
+        if self._clean < self.pages.touched:
+            for _, values in self._layers.values():
+                values[self._clean : self.pages.touched].zero_()
+            self._clean = self.pages.touched
+        if self._moves:
+            a, b, c, d = map(list, zip(*self._moves, strict=True))
+            for tensor in self._tensors():
+                tensor[c, :, d] = tensor[a, :, b]
+            self._moves.clear()
 
     @property
     def bytes(self) -> int:
-        """Memory held now."""
-        return sum(t.numel() * t.element_size() for pair in self._layers.values() for t in pair)
+        """Memory of the pages that were ever in use."""
+        per_page = sum(t[0].numel() * t.element_size() for t in self._tensors())
+        return per_page * self.pages.touched
 
+    def _pool(self, like_MKD: Tensor) -> Tensor:
+        return like_MKD.new_empty(self.pages.count, like_MKD.shape[1], PAGE, like_MKD.shape[2])
 
-def rounded(length: int) -> int:
-    return -(-length // BLOCK) * BLOCK
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for pair in self._layers.values() for tensor in pair]

@@ -18,15 +18,20 @@ from raydecode.errors import UserError, nearest
 from raydecode.models.memory import available_bytes
 
 SHARE = 0.5
-"""Part of the free memory that the cache may grow into when no `max_length` is given."""
+"""Part of the free memory that the cache may grow into when `cache_tokens` is not given."""
 
-OPTIONS = ("chunk", "trust_remote_code")
+RETAINED_BYTES = 256 << 20
+"""Pages kept after their rows, for prompts that begin alike, when `retain_tokens` is not given: at most a quarter."""
+
+OPTIONS = ("cache_tokens", "chunk", "retain_tokens", "trust_remote_code")
 
 
 class TorchEngine(Loop):
-    """slots: rows at once. max_length: context in tokens; None = the model's own, or what fits SHARE of memory.
+    """slots: rows at once. max_length: context in tokens; None = the model's own, or what the cache holds.
 
-    options: chunk (prompt tokens per step), trust_remote_code. Errors: `models.ModelError`, `UserError`, `Refused`.
+    options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
+    wait), retain_tokens (of those, kept after their rows), trust_remote_code.
+    Errors: `models.ModelError`, `UserError`, `Refused`.
     """
 
     name = "torch"
@@ -55,25 +60,47 @@ class TorchEngine(Loop):
         trust = bool(given.pop("trust_remote_code", False))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
-        context = _context(card, self.dtype, slots, max_length)
+        tokens = _tokens(card, self.dtype, slots * (max_length or card.context), given.pop("cache_tokens", None))
+        context = _context(card, tokens, max_length)
         models.check(folder, dtype=self.dtype, kv_tokens=context)  # one row at full length must fit
-        lane = TorchLane(folder, dtype=self.dtype, slots=slots, context=context, trust_remote_code=trust)
+        retain = given.pop("retain_tokens", None)
+        if retain is None:
+            retain = min(tokens // 4, RETAINED_BYTES // max(card.kv_bytes_per_token(self.dtype), 1))
+        lane = TorchLane(
+            folder, dtype=self.dtype, slots=slots, context=context, tokens=tokens, retain=retain,
+            trust_remote_code=trust,
+        )  # fmt: skip
         super().__init__(lane, **given, **loop)
         self.promise_found: Promise = check_lane(lane, self.dtype)
         found = self.promise_found
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
 
 
-def _context(card: models.ModelCard, dtype: str, slots: int, max_length: int | None) -> int:
-    if max_length is not None:
-        if not 2 <= max_length <= card.context:
+def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None) -> int:
+    """Tokens that the cache may hold: `wanted`, or what fits SHARE of the memory that the weights leave free."""
+    if wanted is not None:
+        if wanted < 2:
             raise UserError(
-                f"rows of {max_length} tokens: the model's context is {card.context}", field="engine.max_length",
-                value=max_length, nearest=str(min(max(max_length, 2), card.context)),
+                f"a cache of {wanted} tokens holds no row", field="engine.options.cache_tokens", value=wanted,
+                nearest=str(min(most, 4096)), hint="at least the longest row; leave it out to use half the free memory",
             )  # fmt: skip
-        return max_length
+        return wanted
     free = available_bytes("cpu")
     if free is None:
-        return card.context
-    room = int((free - card.weight_bytes(dtype)) * SHARE / max(card.kv_bytes_per_token(dtype) * slots, 1))
-    return max(min(card.context, room), min(card.context, 512))
+        return most
+    room = int((free - card.weight_bytes(dtype)) * SHARE / max(card.kv_bytes_per_token(dtype), 1))
+    return min(most, max(room, 512))
+
+
+def _context(card: models.ModelCard, tokens: int, max_length: int | None) -> int:
+    """Most tokens of one row: it must fit the cache when it is alone."""
+    if max_length is None:
+        return min(card.context, tokens)
+    limit = min(card.context, tokens)
+    if not 2 <= max_length <= limit:
+        what = f"the model's context is {card.context}" if limit == card.context else f"the cache holds {tokens}"
+        raise UserError(
+            f"rows of {max_length} tokens: {what}", field="engine.max_length", value=max_length,
+            nearest=str(min(max(max_length, 2), limit)),
+        )  # fmt: skip
+    return max_length

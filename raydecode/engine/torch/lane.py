@@ -16,22 +16,31 @@ from raydecode import models
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.torch import attention
-from raydecode.engine.torch.attention import Layout, Run
-from raydecode.engine.torch.cache import Cache
+from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.engine.torch.family import check_class
+from raydecode.engine.torch.layout import Layout, Run
 from raydecode.engine.torch.linear import pack, padding
-from raydecode.engine.torch.sites import Sites, cut
+from raydecode.engine.torch.sites import Sites
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
-from raydecode.tree import TokenTree
 
 
 class TorchLane:
-    """A model folder on one device. slots, context: see `Cache`; dtype: a torch dtype's name."""
+    """A model folder on one device. slots, context, tokens, retain: see `Cache`; dtype: a torch dtype's name."""
 
-    branching = False
+    page = PAGE
 
-    def __init__(self, folder: Path, *, dtype: str, slots: int, context: int, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str,
+        slots: int,
+        context: int,
+        tokens: int | None = None,
+        retain: int = 0,
+        trust_remote_code: bool = False,
+    ) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(attention.NAME, attention.attend)
@@ -43,7 +52,7 @@ class TorchLane:
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
         self.slots, self.context = slots, context
-        self.cache = Cache(slots, context)
+        self.cache = Cache(slots, context, tokens, retain)
         self.eos = self.vocabulary.eos_ids
         self.token_bytes = self.vocabulary.token_bytes
 
@@ -66,14 +75,14 @@ class TorchLane:
         runs: list[Run] = []
         wanted: list[int] = []
         for chunk in chunks:
-            tree = chunk.tree or TokenTree((), (), ())
-            assert tree.parent == tuple(range(-1, len(tree) - 1)), "this lane verifies chains"
-            runs.append(Run(chunk.slot, chunk.start, len(ids), len(chunk)))
+            fits = self.cache.reserve(chunk.slot, chunk.start, chunk.start + len(chunk))
+            assert fits, "the loop makes room first"
+            runs.append(Run(chunk.slot, chunk.start, len(ids), len(chunk.prefix), chunk.tree))
             ids += chunk.prefix
-            wanted += range(len(ids), len(ids) + len(tree))
-            ids += tree.token
-            self.cache.note(chunk.slot, chunk.start + len(chunk))
-        self.cache.reserve(max(run.start + run.length for run in runs))
+            if chunk.tree:
+                wanted += range(len(ids), len(ids) + len(chunk.tree))
+                ids += chunk.tree.token
+        self.cache.flush()
         layout = Layout(self.cache, runs)
         pad = padding(len(ids), self.dtype, self.packed)
         keep = wanted + [0] * (padding(len(wanted), self.dtype, self.packed) + (not wanted))
@@ -82,17 +91,14 @@ class TorchLane:
             with self.inside.open(needs.hidden, hooks, wanted) as hidden:
                 out = self.model(
                     input_ids=torch.tensor([ids + [0] * pad]),
-                    position_ids=torch.nn.functional.pad(layout.column_M, (0, pad))[None],
+                    position_ids=torch.nn.functional.pad(layout.position_M, (0, pad))[None],
                     attention_mask=None,
                     use_cache=False,
                     logits_to_keep=torch.tensor(keep),
                 )
         finally:
             attention.current.reset(token)
-        logits_MV: Tensor = out.logits[0, : len(wanted), : len(self.token_bytes)].float()
-        if len(wanted) > sum(chunk.tree is not None for chunk in chunks):
-            self._refeed(chunks, Outputs(logits_MV, hidden), needs, hooks)
-        return Outputs(logits_MV, hidden, self.head)
+        return Outputs(out.logits[0, : len(wanted), : len(self.token_bytes)].float(), hidden, self.head)
 
     @torch.inference_mode()
     def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:
@@ -101,35 +107,24 @@ class TorchLane:
         padded = torch.nn.functional.pad(hidden_ND, (0, 0, 0, pad))
         return self.inside.head(padded, norm)[: len(hidden_ND), : len(self.token_bytes)]
 
-    def _refeed(self, chunks: Sequence[Chunk], outputs: Outputs, needs: Needs, hooks: Sequence[Hook]) -> None:
-        """Feed chains that met a NaN or an infinity token by token: 0 * NaN let a later node into an earlier one."""
-        broken_M = ~outputs.logits_MV.sum(1).isfinite()
-        at = first = 0
-        for chunk in chunks:
-            size = len(chunk.tree) if chunk.tree else 0
-            if size > 1 and broken_M[at : at + size].any():
-                assert chunk.tree is not None
-                for i, token in enumerate(chunk.tree.token):
-                    prefix = chunk.prefix if i == 0 else ()
-                    start = chunk.start + (len(chunk.prefix) + i if i else 0)
-                    self.cache.keep(chunk.slot, start, ())
-                    one = Chunk(chunk.slot, start, prefix, TokenTree.root(token))
-                    begin = first + (len(chunk.prefix) + i if i else 0)
-                    again = self.forward([one], needs, cut(hooks, range(begin, begin + len(one))))
-                    outputs.logits_MV[at + i] = again.logits_MV[0]
-                    for site, x_MD in again.hidden.items():
-                        outputs.hidden[site][at + i] = x_MD[0]
-            at += size
-            first += len(chunk)
-
     @torch.inference_mode()
+    def reserve(self, slot: int, start: int, length: int) -> bool:
+        return self.cache.reserve(slot, start, length)
+
+    def adopt(self, slot: int, start: int, ids: Sequence[int], salt: str = "") -> int:
+        return self.cache.pages.adopt(slot, start, ids, salt)
+
+    def publish(self, slot: int, ids: Sequence[int]) -> None:
+        self.cache.pages.publish(slot, ids)
+
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
         self.cache.keep(slot, length, path)
 
-    @torch.inference_mode()
     def fork(self, source: int, target: int, length: int) -> None:
-        self.cache.fork(source, target, length)
+        self.cache.pages.fork(source, target, length)
 
-    @torch.inference_mode()
     def release(self, slot: int) -> None:
-        self.cache.release(slot)
+        self.cache.pages.release(slot)
+
+    def check(self, held: Sequence[int]) -> None:
+        self.cache.pages.check(held)

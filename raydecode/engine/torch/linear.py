@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from raydecode.engine.torch.attention import TILE
+from raydecode.engine.torch.layout import TILE
 
 
 class PackedLinear(nn.Module):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk
-from raydecode.engine.torch.attention import PIECE, TILE
+from raydecode.engine.torch.cache import PAGE
 from raydecode.engine.torch.family import refusal
+from raydecode.engine.torch.layout import TILE
 from raydecode.engine.torch.linear import PackedLinear
 from raydecode.tree import TokenTree
 
@@ -42,8 +43,8 @@ class Promise:
 LAYERS = 6
 """How many layers the check runs: all kinds of a family's layers, a fifth of the cost of SmolLM2-135M's thirty."""
 
-LENGTH = PIECE + 12
-"""Tokens of the checked row: its weighted sum takes two pieces, its mate's in the same product one more block."""
+LENGTH = 2 * PAGE + 2
+"""Tokens of the checked row: three pages, the last tokens on both sides of a boundary; its mate has one page more."""
 
 
 def check_lane(lane: TorchLane, dtype: str) -> Promise:
@@ -54,12 +55,13 @@ def check_lane(lane: TorchLane, dtype: str) -> Promise:
     size = len(lane.token_bytes)
     length = min(LENGTH, lane.context - 2)
     ids = [(7919 * i + 13) % size for i in range(length)]
-    mate = [(104729 * i + 5) % size for i in range(min(length + 64, lane.context - 2))]
+    mate = [(104729 * i + 5) % size for i in range(min(length + PAGE, lane.context - 2))]
     with _first_layers(lane, LAYERS):
         alone = _logits(lane, ids, [length])
         found = {
             "prompt in chunks": _logits(lane, ids, [min(5, length), length // 2, length]),
             "token by token": _logits(lane, ids, [*range(max(length - CHAIN + 1, 1), length), length]),
+            "on a path of a tree": _branching(lane, ids, [(7 * id + 1) % size for id in ids]),
         }
         if lane.slots > 1:
             found["beside a longer row"] = _logits(
@@ -97,6 +99,23 @@ def _logits(lane: TorchLane, ids: list[int], ends: list[int], mate: list[int] | 
     return torch.cat(out)
 
 
+def _branching(lane: TorchLane, ids: list[int], others: list[int]) -> Tensor:
+    """The same logits from a tree whose other paths come first, so that the true path lies in scattered columns."""
+    start = max(len(ids) - CHAIN, 0)
+    root, *path = ids[start:]
+    decoys = [(*path[:depth], *others[start + 1 + depth :]) for depth in range(len(path))]
+    tree = TokenTree.paths(root, [*decoys, path])
+    node, nodes = 0, [0]
+    for token in path:
+        child = tree.child(node, token)
+        assert child is not None
+        node = child
+        nodes.append(node)
+    logits_MV = lane.forward([Chunk(0, 0, tuple(ids[:start]), tree)], Needs()).logits_MV[nodes]
+    lane.release(0)
+    return logits_MV
+
+
 @contextlib.contextmanager
 def _first_layers(lane: TorchLane, count: int) -> Iterator[None]:
     """Families that loop over layers[:config.num_hidden_layers] run `count` of them; others run all."""
@@ -129,13 +148,13 @@ def probe(dtype: str) -> Promise:
             layer, first, packed = PackedLinear(weight, None), 1, True
     with torch.inference_mode():
         scores = torch.matmul(query, keys.transpose(-1, -2))
-        sums = torch.matmul(scores[..., :PIECE].softmax(-1), keys[:, :, :PIECE])
+        sums = torch.matmul(scores[..., :PAGE].softmax(-1), keys[:, :, :PAGE])
         whole = layer(x)
         differ = {f"dense layer of {n} rows": (layer(x[:n]), whole[:n]) for n in (first, TILE, 24)}
         for n in range(TILE, 32, TILE):
             part = torch.matmul(query[:1, :, :n], keys[:1].transpose(-1, -2))
             differ[f"scores of {n} rows"] = part, scores[:1, :, :n]
-            part = torch.matmul(scores[:1, :, :n, :PIECE].softmax(-1), keys[:1, :, :PIECE])
+            part = torch.matmul(scores[:1, :, :n, :PAGE].softmax(-1), keys[:1, :, :PAGE])
             differ[f"weighted sum of {n} rows"] = part, sums[:1, :, :n]
         noise = {what: float((a - b).abs().max()) for what, (a, b) in differ.items() if not torch.equal(a, b)}
     how = "packed" if packed else "padded"

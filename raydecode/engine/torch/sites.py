@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -90,24 +89,6 @@ class Sites:
             if type(child).__name__.endswith("Norm") and "embed" not in name
         ]
         return norms[-1] if norms else nn.Identity()
-
-
-def cut(hooks: Sequence[Hook], nodes: range) -> list[Hook]:
-    """The hooks of a call as hooks of another that feeds only these of its nodes: the others are zeros meanwhile."""
-    made = []
-    for hook in hooks:
-        pairs = [(at, node - nodes.start) for at, node in enumerate(hook.nodes) if node in nodes]
-        if pairs:
-            made.append(
-                Hook(hook.site, tuple(node for _, node in pairs), partial(_within, hook, [at for at, _ in pairs]))
-            )
-    return made
-
-
-def _within(hook: Hook, at: Sequence[int], x_MD: Tensor) -> Tensor:
-    whole_MD = x_MD.new_zeros(len(hook.nodes), x_MD.shape[1])
-    whole_MD[list(at)] = x_MD
-    return hook.apply(whole_MD)[list(at)]
 
 
 class _Last(tuple):

@@ -20,6 +20,7 @@ from raydecode.engine.torch.cache import Cache
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.events import OutcomeEvent
 from raydecode.request import Card, DecodingSpec, Ids, Request
+from raydecode.tree import TokenTree
 
 SAMPLED = (Card("temperature", {"value": 0.8}), Card("top_p", {"p": 0.9}))
 
@@ -40,32 +41,47 @@ class Memory:
 
 
 class Recorder:
-    """`lane` with `slots` slots and an empty cache; weights are shared."""
+    """`lane` with `slots` slots and an empty cache of `tokens`; weights are shared. fed: tokens computed."""
 
-    def __init__(self, lane: TorchLane, slots: int, memory: Memory, context: int | None = None) -> None:
+    def __init__(
+        self,
+        lane: TorchLane,
+        slots: int,
+        memory: Memory,
+        context: int | None = None,
+        tokens: int | None = None,
+        retain: int = 512,
+    ) -> None:
         self.lane, self.memory, self.tokens = copy.copy(lane), memory, [()] * slots
         self.lane.slots, self.lane.context = slots, context or lane.context
-        self.lane.cache = Cache(slots, self.lane.context)
-        self.slots, self.context = slots, self.lane.context
+        self.lane.cache = Cache(slots, self.lane.context, tokens, retain)
+        self.slots, self.context, self.page = slots, self.lane.context, lane.page
         self.eos, self.token_bytes, self.sites = lane.eos, lane.token_bytes, lane.sites
-        self.branching, self.encode, self.fed = lane.branching, lane.encode, 0
+        self.encode, self.reserve, self.fed = lane.encode, self.lane.reserve, 0
+        self.publish, self.check = self.lane.publish, self.lane.check
 
     def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
         out = self.lane.forward(chunks, needs, hooks)
         at = 0
         for chunk in chunks:
-            path = self.tokens[chunk.slot][: chunk.start] + chunk.prefix
             assert len(self.tokens[chunk.slot]) >= chunk.start
-            for token in chunk.tree.token if chunk.tree else ():
-                path = (*path, token)
-                self.memory.see(path, hashlib.md5(out.logits_MV[at].numpy().tobytes()).hexdigest())
+            path = self.tokens[chunk.slot][: chunk.start] + chunk.prefix
+            tree = chunk.tree or TokenTree((), (), ())
+            for node in range(len(tree)):
+                tokens = path + tuple(tree.token[i] for i in tree.path(node))
+                self.memory.see(tokens, hashlib.md5(out.logits_MV[at].numpy().tobytes()).hexdigest())
                 at += 1
-            self.tokens[chunk.slot] = path
+            self.tokens[chunk.slot] = path + tree.token
             self.fed += len(chunk)
         return out
 
+    def adopt(self, slot: int, start: int, ids: Sequence[int], salt: str = "") -> int:
+        held = self.lane.adopt(slot, start, ids, salt)
+        self.tokens[slot] = self.tokens[slot][:start] + tuple(ids[start:held])
+        return held
+
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
-        self.tokens[slot] = self.tokens[slot][: length + len(path)]
+        self.tokens[slot] = self.tokens[slot][:length] + tuple(self.tokens[slot][length + node] for node in path)
         self.lane.keep(slot, length, path)
 
     def fork(self, source: int, target: int, length: int) -> None:

@@ -14,7 +14,7 @@ import transformers as hf
 from raydecode import registry
 from raydecode.contracts import Needs, RowView
 from raydecode.engine.lane import Chunk
-from raydecode.engine.torch.cache import BLOCK, Cache
+from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.request import Card
 from raydecode.tree import TokenTree
@@ -56,48 +56,73 @@ def test_nan_ends_its_row_only(poisoned: TorchLane) -> None:
     assert not memory.conflicts
 
 
-def test_a_freed_slot_holds_nothing(fresh: TorchLane) -> None:
+def test_a_freed_page_reaches_nobody(fresh: TorchLane) -> None:
+    """Pages are not wiped: a NaN stays in a key, where only those who attend to it meet it."""
     fresh.forward([Chunk(0, 0, (30, POISON, 31), None)], Needs())
-    assert any(keys[0].isnan().any() for keys, _ in fresh.cache._layers.values())
+    keys, _ = fresh.cache.layer(0)
+    assert keys[0, :, 1].isnan().all()
+    assert not keys[0, :, 0].isnan().any()
     fresh.release(0)
-    assert not any(keys.any() or values.any() for keys, values in fresh.cache._layers.values())
+    found = fresh.forward([Chunk(1, 0, (30,), TokenTree.root(31))], Needs()).logits_MV
+    assert fresh.cache.pages.tables[1] == [0], "the same page"
+    assert found.isfinite().all()
+    assert all(values.isfinite().all() for _, pool in fresh.cache._layers.values() for values in [pool[:1]])
 
 
 def test_a_rejected_draft_leaves_nothing(fresh: TorchLane) -> None:
     """0 * NaN is NaN: a draft's dropped columns must not reach the row's next tokens."""
-    fresh.forward([Chunk(0, 0, (30, 31), TokenTree.chain([32, 33, POISON, 34]))], Needs())
-    fresh.keep(0, 2, [0, 1])
+    tree = TokenTree.paths(32, [(POISON, 34), (33, POISON, 34), (33, 35)])
+    logits_MV = fresh.forward([Chunk(0, 0, (30, 31), tree)], Needs()).logits_MV
+    assert logits_MV.isfinite().all(1).tolist() == [True, False, False, True, False, False, True]
+    fresh.keep(0, 2, [0, 3])
     found = fresh.forward([Chunk(0, 4, (), TokenTree.root(40))], Needs()).logits_MV
     fresh.forward([Chunk(1, 0, (30, 31, 32, 33), None)], Needs())
     assert torch.equal(found, fresh.forward([Chunk(1, 4, (), TokenTree.root(40))], Needs()).logits_MV)
 
 
-def test_cache_grows_within_the_context_and_keeps_rows() -> None:
-    cache = Cache(2, 1000)
-    keys = torch.arange(300.0).reshape(300, 1, 1)
-    cache.reserve(200)
-    cache.write(0, torch.zeros(200, dtype=int), torch.arange(200), keys[:200], keys[:200])
-    before = cache.bytes
-    cache.reserve(300)
-    assert before < cache.bytes <= 2 * 2 * 1024 * 4
-    assert torch.equal(cache.layer(0)[0][0, 0, :200, 0], keys[:200, 0, 0])
-    cache.reserve(1000)
-    assert cache.layer(0)[0].shape[2] == -(-1000 // BLOCK) * BLOCK
-    assert cache.bytes == 2 * 2 * 1024 * 4
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -float("inf")])
+def test_a_value_that_is_not_finite_is_a_key_that_is_not(bad: float) -> None:
+    cache = Cache(1, 64)
+    x = torch.arange(6.0).reshape(3, 1, 2)
+    value = x.clone()
+    value[1, 0, 1] = bad
+    cache.reserve(0, 0, 3)
+    cache.flush()
+    cache.write(0, torch.zeros(3, dtype=int), torch.arange(3), x, value)
+    keys, values = cache.layer(0)
+    assert values[0, 0, :4].tolist() == [[0, 1], [2, 0], [4, 5], [0, 0]]
+    assert keys[0, 0, :3].isnan().any(-1).tolist() == [False, True, False]
 
 
-def test_keep_moves_a_path_and_fork_copies() -> None:
+def test_memory_follows_use() -> None:
+    cache = Cache(32, 10_000)
+    x = torch.zeros(100, 1, 2)
+    cache.reserve(3, 0, 100)
+    cache.flush()
+    table = torch.tensor(cache.pages.tables[3])
+    cache.write(0, table[torch.arange(100) // PAGE], torch.arange(100) % PAGE, x, x)
+    assert cache.bytes == 2 * PAGE * 2 * 2 * 4
+    cache.pages.release(3)
+    cache.reserve(0, 0, 60)
+    assert cache.bytes == 2 * PAGE * 2 * 2 * 4
+
+
+def test_keep_moves_a_path_and_the_first_to_write_to_a_shared_page_copies_it() -> None:
     cache = Cache(2, 64)
     x = torch.arange(6.0).reshape(6, 1, 1)
+    cache.reserve(0, 0, 6)
+    cache.flush()
     cache.write(0, torch.zeros(6, dtype=int), torch.arange(6), x, x)
-    cache.note(0, 6)
     cache.keep(0, 2, [0, 2])
-    assert cache.layer(0)[0][0, 0, :6, 0].tolist() == [0, 1, 2, 4, 0, 0]
-    cache.fork(0, 1, 3)
-    assert cache.layer(0)[1][1, 0, :5, 0].tolist() == [0, 1, 2, 0, 0]
+    cache.pages.fork(0, 1, 3)
+    assert cache.pages.tables == [[0], [0]]
+    cache.reserve(1, 3, 4)
+    assert cache.pages.tables == [[0], [1]]
+    assert cache.layer(0)[0][:, 0, :4, 0].tolist() == [[0, 1, 2, 4]] * 2
+    assert not cache.reserve(1, 4, 65), "two slots of one page each"
 
 
-def test_a_draft_that_branches_is_cut_to_its_trunk(poisoned: TorchLane) -> None:
+def test_a_draft_that_branches_changes_nothing(poisoned: TorchLane) -> None:
     rows = [ask("a", [20, 21, 22], max_tokens=12, ignore_eos=True), ask("b", [40, 41], max_tokens=12, ignore_eos=True)]
     truth = drain(Decoder(Recorder(poisoned, 2, Memory())), rows)
 

@@ -13,13 +13,14 @@ from transformers import LlamaConfig
 
 from raydecode import registry
 from raydecode.contracts import Needs
-from raydecode.engine.torch import TorchEngine, attention
+from raydecode.engine.torch import TorchEngine
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.events import OutcomeEvent
 from raydecode.request import Card, Request
 from raydecode.tree import TokenTree
 from tests.engine.torch.recorder import Decoder, Memory, Recorder, ask, demo_prompts, drain
 from tests.engine.torch.test_families import GROUPED
+from tests.engine.torch.twins import TWINS
 
 pytestmark = pytest.mark.real_model
 LENGTH = 8
@@ -159,15 +160,15 @@ def test_much_longer_mates(lane, memory, requests, alone) -> None:
     same(again, found, memory)
 
 
-@pytest.mark.parametrize(("name", "value"), [("PIECE", 4096), ("TILE", 1)])
-def test_the_recorder_sees_a_broken_twin(lane, requests, monkeypatch, name: str, value: int) -> None:
-    """One product over all keys; a query whose heads are not padded to a tile. The same scenario passes unbroken."""
+@pytest.mark.parametrize("twin", sorted(set(TWINS) - {"scattered paths"}))
+def test_the_recorder_sees_a_broken_twin(lane, requests, monkeypatch, twin: str) -> None:
+    """The same scenario passes unbroken."""
     text = [*requests[4].prompt.ids, *requests[1].prompt.ids]
     row = ask("row", text, max_tokens=6, ignore_eos=True)
     mate = ask("mate", [*text, *text][:250], max_tokens=8, ignore_eos=True)
     for broken in (False, True):
         if broken:
-            monkeypatch.setattr(attention, name, value)
+            TWINS[twin](monkeypatch)
         memory = Memory()
         truth = drain(Decoder(Recorder(lane, 1, memory)), [row])
         replay = ask("row", text, max_tokens=6, ignore_eos=True, resume=truth["row", 0].tokens)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raydecode.engine.torch import TorchEngine, attention
+from raydecode.engine.torch import TorchEngine
 from raydecode.engine.torch.promise import check_lane, probe
 from raydecode.errors import Refused
+from tests.engine.torch.twins import TWINS
 
 pytestmark = pytest.mark.real_model
 
@@ -18,12 +19,13 @@ def test_this_lane_is_bitwise_and_left_clean(engine: TorchEngine) -> None:
     assert (engine.promise, engine.device, engine.noise) == ("bitwise", "cpu", 0.0), "what a report says of the engine"
     assert engine.detail
     assert engine.lane.model.config.num_hidden_layers == 30
-    assert not any(keys.any() or values.any() for keys, values in engine.lane.cache._layers.values())
+    engine.check_integrity()
+    assert engine.lane.cache.pages.retained == 0
 
 
-@pytest.mark.parametrize(("name", "value"), [("PIECE", 4096), ("TILE", 1)])
-def test_a_broken_twin_is_near_ties_only(engine: TorchEngine, monkeypatch, name: str, value: int) -> None:
-    monkeypatch.setattr(attention, name, value)
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_broken_twin_is_near_ties_only(engine: TorchEngine, monkeypatch, twin: str) -> None:
+    TWINS[twin](monkeypatch)
     found = check_lane(engine.lane, "float32")
     assert found.promise == "near-ties only"
     assert 0 < found.noise < 1e-2
@@ -32,12 +34,12 @@ def test_a_broken_twin_is_near_ties_only(engine: TorchEngine, monkeypatch, name:
 def test_a_lane_that_forgets_is_refused(engine: TorchEngine, monkeypatch) -> None:
     """The twin loses its cache between calls, as a family with a state of its own would."""
 
-    def forget(length: int) -> None:
+    def forget() -> None:
         for keys, values in engine.lane.cache._layers.values():
             keys.zero_()
             values.zero_()
 
-    monkeypatch.setattr(engine.lane.cache, "reserve", forget)
+    monkeypatch.setattr(engine.lane.cache, "flush", forget)
     with pytest.raises(Refused, match="LlamaForCausalLM"):
         check_lane(engine.lane, "float32")
 

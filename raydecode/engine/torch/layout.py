@@ -1,0 +1,241 @@
+"""Where the tokens of one call lie, and which products their attention takes: made once, the same for all layers.
+
+Every node reads its keys at the columns that plain decoding would use, page by page. Rows share products:
+
+    Span      many new tokens of one row (prompt, replay): their own products over the row's pages
+    Segment   pages that lie side by side, each with its own few query nodes: the rest, all rows together
+    Tails     what a branching draft needs beyond that: for each root-to-leaf path the columns from the last page
+              boundary on, gathered in the order of the path. So a node's logits are the bits of the chain of its path,
+              and what is copied is less than PAGE + depth columns per path, never a context.
+
+A page that several rows hold (an equal beginning) is read once, for all their nodes.
+
+Legend: M nodes of the call, N those of Segments and Tails, J pages of a product, T query nodes per page, P pairs
+(page, node) that count, O pages of the longest row, S columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydecode.engine.torch.cache import PAGE, Cache
+from raydecode.tree import TokenTree
+
+TILE = 8
+MANY = 32
+"""A run of more tokens gets products of its own."""
+
+SPARE, OVERHEAD = 1.5, 16
+"""A shared product may read SPARE times the pages it needs, and OVERHEAD more: what a product of its own would cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """New tokens of one slot, from column `start` and node `first` of the call on: a chain, then `tree`, if any."""
+
+    slot: int
+    start: int
+    first: int
+    prefix: int
+    tree: TokenTree | None = None
+
+    @property
+    def length(self) -> int:
+        return self.prefix + (len(self.tree) if self.tree else 0)
+
+    @property
+    def branches(self) -> bool:
+        return self.tree is not None and self.tree.parent != tuple(range(-1, len(self.tree) - 1))
+
+    def parts(self) -> list[Run]:
+        """A long chain before a tree that branches goes by itself."""
+        if self.prefix <= MANY or not self.branches:
+            return [self]
+        chain = Run(self.slot, self.start, self.first, self.prefix)
+        return [chain, Run(self.slot, self.start + self.prefix, self.first + self.prefix, 0, self.tree)]
+
+    def positions(self) -> list[int]:
+        """The column that each token has in the chain of its own path."""
+        base = self.start + self.prefix
+        return [*range(self.start, base), *(base + depth for depth in (self.tree.depth() if self.tree else ()))]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Nodes first..end of the call, a chain; `page_J`: the row's pages."""
+
+    first: int
+    end: int
+    page_J: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One product: pages low..high of the pool, or (low = -1) gathered columns `tail`.
+
+    node_JT: query nodes of each page, filled up with node 0;  at_JT: node * O + the page's number within the text;
+    pair_P: which of J x T count;  at_P: `at_JT` of those
+    """
+
+    low: int
+    high: int
+    tail: tuple[Tensor, Tensor] | None
+    node_JT: Tensor
+    pair_P: Tensor
+    at_P: Tensor
+    at_JT: Tensor
+
+    def pages(self, pool: Tensor) -> Tensor:
+        """[J, K, PAGE, D] of a layer's keys or values."""
+        if self.tail is None:
+            return pool[self.low : self.high]
+        page_JS, offset_JS = self.tail
+        heads = torch.arange(pool.shape[1], device=pool.device)
+        return pool[page_JS[:, None], heads[:, None], offset_JS[:, None]]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A page, its number within its text, and the nodes that read it. columns: of a path's tail, as (page, offset)."""
+
+    number: int
+    nodes: list[int]
+    page: int = -1
+    columns: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Layout:
+    """The runs of one call over a cache. few_N: the nodes that Segments serve; masks are made once per window."""
+
+    def __init__(self, cache: Cache, runs: Sequence[Run], device: torch.device | str = "cpu") -> None:
+        self.cache, self._device = cache, device
+        tables = cache.pages.tables
+        runs = [part for run in runs for part in run.parts()]
+        places = [divmod(run.start + i, PAGE) for run in runs for i in range(run.length)]
+        slots = [run.slot for run in runs for _ in range(run.length)]
+        positions = [position for run in runs for position in run.positions()]
+        self.size = len(places)
+        self.page_M = self._tensor([tables[slot][page] for slot, (page, _) in zip(slots, places, strict=True)])
+        self.offset_M = self._tensor([offset for _, offset in places])
+        self.position_M = self._tensor(positions)
+        self.spans: list[Span] = []
+        self._jobs: list[_Job] = []
+        few: list[int] = []
+        shared: dict[int, _Job] = {}
+        for run in runs:
+            table = tables[run.slot]
+            if run.length > MANY and not run.branches:
+                used = table[: -(-(run.start + run.length) // PAGE)]
+                self.spans.append(Span(run.first, run.first + run.length, self._tensor(used)))
+                continue
+            mine = range(len(few), len(few) + run.length)
+            few += range(run.first, run.first + run.length)
+            whole = (run.start + run.prefix) // PAGE if run.branches else -(-(run.start + run.length) // PAGE)
+            for number, page in enumerate(table[:whole]):
+                shared.setdefault(page, _Job(number, [], page)).nodes.extend(mine)
+            if run.branches:
+                self._jobs += _tails(run, table, mine.start)
+        self._jobs += [shared[page] for page in sorted(shared)]
+        self.few_N = self._tensor(few)
+        self.few = slice(0, len(few)) if few == list(range(len(few))) else self.few_N
+        self.last_N = self.position_M[self.few_N]
+        self.longest = max((job.number + 1 for job in self._jobs), default=0)
+        self._segments: dict[int, list[Segment]] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def segments(self, group: int) -> list[Segment]:
+        """group: query heads per key head. Pages share a product if their query rows fill equally many tiles."""
+        if group not in self._segments:
+            classes: dict[tuple[int, bool], list[_Job]] = {}
+            for job in self._jobs:
+                classes.setdefault((-(-len(job.nodes) * group // TILE), job.page < 0), []).append(job)
+            self._segments[group] = [self._segment(part) for jobs in classes.values() for part in _neighbours(jobs)]
+        return self._segments[group]
+
+    def hidden_few(self, window: int | None) -> Tensor:
+        """bool [N, 1, 1, S], True = not attended to."""
+        if (-1, window) not in self._masks:
+            self._masks[-1, window] = self._hidden(self.last_N, self.longest, window)[:, None, None]
+        return self._masks[-1, window]
+
+    def hidden_span(self, span: Span, copies: int, rows: int, window: int | None) -> Tensor:
+        """bool [rows, S]: `copies` times the span's tokens, then padding that sees all."""
+        if (span.first, window) not in self._masks:
+            hidden_TS = self._hidden(self.position_M[span.first : span.end], span.page_J.numel(), window)
+            padding = hidden_TS.new_zeros(rows - copies * hidden_TS.shape[0], hidden_TS.shape[1])
+            self._masks[span.first, window] = torch.cat([*[hidden_TS] * copies, padding])
+        return self._masks[span.first, window]
+
+    def _hidden(self, last: Tensor, pages: int, window: int | None) -> Tensor:
+        """True where column > last, or outside the window that ends there."""
+        column = torch.arange(pages * PAGE, device=self._device)
+        hidden = column > last[..., None]
+        return hidden if window is None else hidden | (column <= last[..., None] - window)
+
+    def _segment(self, jobs: list[_Job]) -> Segment:
+        tail = None
+        if jobs[0].page < 0:
+            low, high = -1, -1
+            places = list(enumerate(jobs))
+            pages, offsets = ([[place[i] for place in job.columns] for job in jobs] for i in (0, 1))
+            tail = self._tensor(pages), self._tensor(offsets)
+            count = len(jobs)
+        else:
+            low, high = jobs[0].page, jobs[-1].page + 1
+            places = [(job.page - low, job) for job in jobs]
+            count = high - low
+        width = max(len(job.nodes) for job in jobs)
+        node_JT = [[0] * width for _ in range(count)]
+        at_JT = [[0] * width for _ in range(count)]
+        pair_P, at_P = [], []
+        for j, job in places:
+            for t, node in enumerate(job.nodes):
+                node_JT[j][t] = node
+                at_JT[j][t] = node * self.longest + job.number
+                pair_P.append(j * width + t)
+                at_P.append(at_JT[j][t])
+        tensors = [self._tensor(values) for values in (node_JT, pair_P, at_P, at_JT)]
+        return Segment(low, high, tail, *tensors)
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _tails(run: Run, table: Sequence[int], first: int) -> Iterator[_Job]:
+    """The last columns of every root-to-leaf path; a node is computed on the first path that it lies on.
+
+    first: the number of the run's first node among the few. Columns behind a leaf repeat the root's and are hidden.
+    """
+    assert run.tree is not None
+    base = run.start + run.prefix
+    whole = base // PAGE
+    done: set[int] = set()
+    for leaf in sorted(set(range(len(run.tree))) - set(run.tree.parent)):
+        path = run.tree.path(leaf)
+        fresh = [node for node in path if node not in done]
+        nodes = [first + run.prefix + node for node in fresh]
+        if not done:
+            nodes = [*range(first, first + run.prefix), *nodes]
+        done.update(fresh)
+        columns = [*range(whole * PAGE, base), *(base + node for node in path)]
+        columns += [base] * (-len(columns) % PAGE)
+        places = [(table[column // PAGE], column % PAGE) for column in columns]
+        for i in range(0, len(places), PAGE):
+            yield _Job(whole + i // PAGE, nodes, columns=places[i : i + PAGE])
+
+
+def _neighbours(jobs: list[_Job]) -> Iterator[list[_Job]]:
+    """Cut where the pages read would be more than SPARE times those needed, plus OVERHEAD. Tails are dense anyway."""
+    part: list[_Job] = []
+    for job in jobs:
+        if part and job.page >= 0 and job.page + 1 - part[0].page > SPARE * (len(part) + 1) + OVERHEAD:
+            yield part
+            part = []
+        part.append(job)
+    if part:
+        yield part
