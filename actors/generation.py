@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from actors.ledger import Call, disk_error
 from actors.prepare import read_ready
-from actors.rows import EXTRA, Requests, output_columns, samples_of
+from actors.rows import Requests, output_columns, samples_of
 from actors.stepper import Stepper
 from raydecode.config import JobConfig
 from raydecode.corpus.inputs import Corpus
@@ -82,7 +82,7 @@ class GenerationActor:
         self._prepare, self._build, self._ledger, self._fetch, self._spare = prepare, build, ledger, fetch, spare
         self._storage = open_storage(output)
         self._requests, self._columns = Requests(self._job), output_columns(self._job)
-        schema = OutputSchema(corpus.schema, self._columns, corpus.id, EXTRA)
+        schema = OutputSchema(corpus.schema, self._columns, corpus.id)
         out = self._job.output
         self._parts = PartBuilder(
             self._storage, attempt, schema, time.monotonic, flush_s=out.flush_s, flush_bytes=int(out.flush_mib * 2**20)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from raydecode.corpus.inputs import Corpus
 from raydecode.corpus.intervals import Span
@@ -26,12 +26,24 @@ from raydecode.corpus.storage import is_full, open_storage
 from raydecode.errors import JobError
 
 TICK_S = 1.0
+ASK_S = 5.0
+LOOK_S = 1.0  # the lock is held for milliseconds, unless its holder waits for the storage
 DEFAULT = Limits()
 LAST_WORDS_S = 1.0  # answers on their way still leave the process
 Call = Callable[..., Any]
 """`call(method, *arguments)` of a ledger, answer included."""
 
-Blocks = Callable[[Corpus, Sequence[Span]], Iterator[tuple[Any, Sequence[Span]]]]
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What the reading side delivers. ref: turns into the table of all rows of `units`; size_bytes: of that table."""
+
+    ref: Any
+    units: Sequence[Span]
+    size_bytes: int = 0
+
+
+Blocks = Callable[[Corpus, Sequence[Span]], Iterator[Block]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +57,21 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the keeper in the driver needs every moment. kills: workers to kill, once each, with the reason."""
+    """What the keeper in the driver needs every moment.
+
+    kills:     workers to kill, once each, with the reason
+    storage_s: how long the output has let one call wait; while it does, the rest is what was last known
+    """
 
     progress: Progress
     kills: tuple[Kill, ...]
+    storage_s: float = 0.0
 
 
 class LedgerActor:
     """output: url of the output folder
     corpus: what the units are read from
-    blocks: units -> (reference to a block, the units it holds), in any order; the job graph's reading side
+    blocks: units -> the blocks that hold them, in any order; the job graph's reading side
     plan:   (corpus, state of the log) -> the units that are left
     exit:   ends the process; tests put another end
     """
@@ -69,6 +86,8 @@ class LedgerActor:
         self._kills: list[Kill] = []
         self._ledger: Ledger | None = None
         self._began = time.time()
+        self._seen: Progress | None = None
+        self._writing_since: float | None = None  # monotonic; the lock's holder waits for the storage since then
 
     def open(
         self, job: Mapping[str, Any], schema: str, owner: Owner, *, takeover: bool = False, overwrite: bool = False
@@ -124,9 +143,16 @@ class LedgerActor:
 
     # ------------------------------------------------------------------ the keeper in the driver
     def look(self) -> Look:
-        with self._lock:
+        """Answers even when the storage does not: whoever writes holds the lock, and may hold it for ever."""
+        if not self._lock.acquire(timeout=LOOK_S if self._seen else -1):
+            since = self._writing_since
+            return Look(cast(Progress, self._seen), (), time.monotonic() - since if since is not None else 0.0)
+        try:
             kills, self._kills = tuple(self._kills), []
-            return Look(self._core.progress(), kills)
+            self._seen = self._core.progress()
+            return Look(self._seen, kills)
+        finally:
+            self._lock.release()
 
     def drain(self, worker: str) -> None:
         with self._lock:
@@ -149,12 +175,13 @@ class LedgerActor:
     def _feed(self, units: Sequence[Span]) -> None:
         failed = None
         try:
-            for ref, held in self._blocks(self._corpus, units):
-                for unit in held:
+            for block in self._blocks(self._corpus, units):
+                positions = sum(unit.size for unit in block.units)
+                for unit in block.units:
                     if not self._until_hungry():
                         return
                     with self._lock:
-                        self._core.offer(ref, unit)
+                        self._core.offer(block.ref, unit, block.size_bytes * unit.size // max(1, positions))
         except Exception as error:  # workers read the rest themselves
             failed = f"{type(error).__name__}: {error}"
             print(f"the reading side failed, the actors read on: {failed}", file=sys.stderr)
@@ -191,6 +218,7 @@ class LedgerActor:
     def _fence(self) -> Iterator[None]:
         """Around what writes the log. Whoever finds it taken over says so, gives the answers on their way a moment,
         and ends the process; a log that cannot be written ends the job with the cause."""
+        self._writing_since = time.monotonic()
         try:
             yield
         except Fenced as error:
@@ -201,6 +229,8 @@ class LedgerActor:
             raise
         except OSError as error:
             raise disk_error(self._storage.url, error) from error
+        finally:
+            self._writing_since = None
 
     def _finish(self) -> dict[str, Any]:
         return {"seconds": round(time.time() - self._began, 3), "ended_at": time.time()}
@@ -220,11 +250,17 @@ class Remote:
     def __init__(self, handle: Any) -> None:
         self.handle = handle
 
-    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+    def __call__(
+        self, method: str, *arguments: Any, meanwhile: Callable[[], None] = lambda: None, **options: Any
+    ) -> Any:
+        """meanwhile: called now and then until the answer is there; raises to give up."""
         import ray
 
         try:
-            return ray.get(getattr(self.handle, method).remote(*arguments, **options))
+            answer = getattr(self.handle, method).remote(*arguments, **options)
+            while not ray.wait([answer], timeout=ASK_S)[0]:
+                meanwhile()
+            return ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
 

@@ -20,6 +20,7 @@ from raydecode.corpus.messages import Cause
 from raydecode.errors import JobError, UserError
 
 ANSWER_S = 5.0
+LOST_S = 60.0  # Ray declares a node dead after some 15 to 30 s without a sign
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class _Member:
     handle: Any
     starting: Any  # reference to start()'s answer, then None
     running: Any = None
+    lost_at: float | None = None  # the connection broke then, and nobody knows yet why: `running` asks again
 
     @property
     def pending(self) -> Any:
@@ -123,10 +125,15 @@ class Pool:
 
         try:
             answer = ray.get(ref)
+        except ray.exceptions.ActorUnavailableError as error:
+            self._lost(member, error)
+            return
         except ray.exceptions.RayError as error:
             self._failed(member, error)
             return
-        if member.starting is not None:
+        if member.lost_at is not None:  # it lives, but nobody listens to its run any more
+            self._bury(member, "node_loss", "the connection to it was lost for a moment")
+        elif member.starting is not None:
             self.about[member.name] |= {**answer, "ready_at": time.time()}
             member.starting, member.running = None, member.handle.run.remote()
         else:  # it left in peace; if rows are still missing, the next poll starts another
@@ -134,6 +141,17 @@ class Pool:
             self._remove(member)
             if answer in ("finished", "idle"):
                 self._size = max(self._least if answer == "idle" else 0, len(self._members))
+
+    def _lost(self, member: _Member, error: Exception) -> None:
+        """Ray's word for a broken connection whose cause is not known yet: a crash, a dead node, a network that is
+        away. The next answer knows; blame for rows depends on it."""
+        member.lost_at = member.lost_at or time.monotonic()
+        if time.monotonic() - member.lost_at > LOST_S:
+            self._bury(member, "node_loss", str(error))
+        elif member.starting is not None:
+            member.starting = member.handle.stacks.remote()
+        else:
+            member.running = member.handle.stacks.remote()
 
     def _failed(self, member: _Member, error: Exception) -> None:
         raised = getattr(error, "cause", None)
@@ -143,10 +161,10 @@ class Pool:
 
     def _bury(self, member: _Member, cause: Cause, message: str) -> None:
         self._remove(member)
-        if member.starting is not None:
-            self._ledger("start_failed", message)
-        else:
+        if member.starting is None:
             self._ledger("died", member.name, cause, message)
+        elif cause != "node_loss":
+            self._ledger("start_failed", message)
 
 
 def cause_of(error: Exception) -> tuple[Cause, str]:
@@ -154,6 +172,8 @@ def cause_of(error: Exception) -> tuple[Cause, str]:
     import ray
 
     raised = getattr(error, "cause", None)
+    if isinstance(raised, ray.exceptions.RayError):  # what it called was gone: the ledger, a block's node
+        return "node_loss", f"{type(raised).__name__}: {raised}"
     if raised is not None:  # an exception in the actor's own code
         text = str(raised) if isinstance(raised, EngineDied) else f"{type(raised).__name__}: {raised}"
         return "crash", text

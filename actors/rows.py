@@ -22,15 +22,6 @@ from raydecode.request import DecodingSpec, Messages, Prompt, Request, Text
 DECODING = "decoding"
 """The input column whose cells override the job's decoding, row by row."""
 
-EXTRA: Mapping[str, pa.DataType] = {
-    "forwards": pa.int32(),
-    "drafted": pa.int32(),
-    "accepted": pa.int32(),
-    "reports": pa.string(),
-    "decoding": pa.string(),
-}
-"""Types of the output columns that `corpus.rows` does not know by these names."""
-
 
 def output_columns(job: JobConfig) -> tuple[str, ...]:
     """The columns to write: those asked for, and the alternatives beside log-probabilities when some were asked for."""
@@ -94,12 +85,12 @@ def samples_of(request: Request, outcomes: Sequence[OutcomeEvent], worker: str, 
     """The samples of a finished row, with the columns asked for (and the number of tokens, which the log counts)."""
     names = dict.fromkeys([*columns, "output_tokens"])
     return [
-        Sample({name: _COLUMNS[name](request, one, worker) for name in names}, _fault(one.error), one.row.sample)
+        Sample({name: VALUES[name](request, one, worker) for name in names}, _fault(one.error), one.row.sample)
         for one in outcomes
     ]
 
 
-_COLUMNS: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
+VALUES: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "text": lambda _, outcome, __: outcome.text.decode("utf-8", "replace"),
     "finish_reason": lambda _, outcome, __: outcome.reason,
     "tokens": lambda _, outcome, __: list(outcome.tokens),
@@ -114,6 +105,8 @@ _COLUMNS: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "forwards": lambda _, outcome, __: outcome.stats.forwards,
     "drafted": lambda _, outcome, __: outcome.stats.drafted,
     "accepted": lambda _, outcome, __: outcome.stats.accepted,
+    "draft_failures": lambda _, outcome, __: outcome.stats.draft_failures,
+    "replay_mismatches": lambda _, outcome, __: outcome.stats.replay_mismatches,
     "queued_s": lambda _, outcome, __: outcome.stats.queued_s,
     "first_token_s": lambda _, outcome, __: outcome.stats.first_token_s,
     "total_s": lambda _, outcome, __: outcome.stats.total_s,
@@ -122,6 +115,7 @@ _COLUMNS: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "finished_at": lambda *_: time.time(),
     "worker": lambda _, __, worker: worker,
 }
+"""(request, outcome, worker) -> a cell of each column of `raydecode.columns`."""
 
 
 def _fault(fault: Fault | None) -> RowFault | None:

@@ -129,11 +129,9 @@ class Stepper:
             return False
         request, samples = self._open[id]
         samples.append(outcome)
-        whole = outcome.reason == "error" and not outcome.stats.prompt_tokens  # refused at once: one outcome for all
-        if len(samples) < request.decoding.n and not whole:
-            self._held -= 1
+        self._held -= 1
+        if len(samples) < request.decoding.n:
             return False
-        self._held -= request.decoding.n - (len(samples) - 1)
         samples.sort(key=lambda one: one.row.sample)
         self._ended.append((id, samples))
         del self._open[id]

@@ -42,9 +42,11 @@ def sections() -> str:
 
 def columns() -> str:
     """What `output.columns` may name."""
-    from raydecode.config.job import OUTPUT_COLUMNS
+    from raydecode.columns import CHOICES
 
-    return "\n".join(["| column | meaning |", "|---|---|", *(f"| `{k}` | {v} |" for k, v in OUTPUT_COLUMNS.items())])
+    return "\n".join(
+        ["| column | meaning |", "|---|---|", *(f"| `{k}` | {one.meaning} |" for k, one in CHOICES.items())]
+    )
 
 
 PARTS = {"methods": methods_table, "sections": sections, "columns": columns}

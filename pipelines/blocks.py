@@ -1,13 +1,15 @@
 """The corpus as a stream of block references: Ray Data reads, parses and renders; nobody pulls a row here.
 
-    lots of units -> read_datasource(Lots) -> map_batches(prepare) -> (reference, its units), in order of completion
+    lots of units -> read_datasource(Lots) -> map_batches(prepare) -> Block (reference, units, bytes), as they complete
 
-A block is transport, not a barrier: a lot, up to 8,192 rows or 8 MiB of one file, read and rendered by one task. Its
+A block is transport, not a barrier: a lot, up to 8,192 rows and 8 MiB of one file, read and rendered by one task. Its
 units (a thousand rows, single ones at the end of a job) are leased one by one, each with the reference to the whole.
 Which lot a block is travels in its Arrow schema, which Ray hands on with the reference: the bytes stay where they are.
 
-Bounded: at most `ahead` blocks are being read or lie unclaimed, whatever the size of the corpus. (Ray's own limits are
-shares of the object store: 100,000s of small rows before the readers stop.)
+Bounded: what is being read or lies unclaimed is at most `ahead` blocks and about `ahead_bytes`, whatever the size of
+the corpus. (Ray's own limits are shares of the object store: 100,000s of small rows before the readers stop.) A lot's
+bytes are foreseen from heads and footers; one that turns out larger is cut at `MOST_BYTES`: the units beyond are not
+in its block, and the actors that lease them read them, each its own.
 Cost [2 cores, Ray 2.60]: 2-4 s from nothing to the first block; then 68 us a row with an engine that costs nothing.
 """
 
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from actors.ledger import Block
+from raydecode.corpus.inputs import TASK_BYTES
 from raydecode.corpus.intervals import Span
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 LOT = b"raydecode.lot"
+MOST_BYTES = 4 * TASK_BYTES
 
 
 Read = Callable[[], Iterator[tuple[Span, pa.Table]]]
@@ -36,14 +41,15 @@ def stream(
     prepare: Callable[[pa.Table], pa.Table],
     *,
     ahead: int,
+    ahead_bytes: int,
     cpus: float = 0.5,
-) -> Iterator[tuple[ObjectRef, Sequence[Span]]]:
-    """Read `lots` anywhere in the cluster; yield a reference to each one's block, and its units, as it becomes ready.
+) -> Iterator[Block]:
+    """Read `lots` anywhere in the cluster; yield each one's block as it becomes ready.
 
     reads:          one per lot, picklable and small, for each travels with its own task
     reads, prepare: they turn what a file holds into rows and errors, and never raise for it
-    ahead:         blocks in work or waiting for a taker; the readers stop beyond it
-    cpus:          CPUs per task; a half, so that one- and two-core machines read while something else runs
+    ahead, ahead_bytes: blocks, and their bytes, in work or waiting for a taker; the readers stop beyond
+    cpus:           CPUs per task; a half, so that one- and two-core machines read while something else runs
     Raises what Ray Data raises when a task is lost for good: the caller goes on without references.
     """
     if not lots:
@@ -52,8 +58,8 @@ def stream(
 
     rows = read_datasource(_lots(reads), override_num_blocks=len(lots), num_cpus=cpus)
     dataset = rows.map_batches(_keeping_label(prepare), batch_size=None, batch_format="pyarrow", num_cpus=cpus)
-    for ref, number in _references(dataset, ahead):
-        yield ref, lots[number]
+    for ref, number, size_bytes in _references(dataset, ahead, ahead_bytes):
+        yield Block(ref, lots[number], size_bytes)
 
 
 def label(block: pa.Table, lot: int) -> pa.Table:
@@ -73,7 +79,7 @@ def _lots(reads: Sequence[Read]) -> Any:
 
     def task(number: int, read: Read) -> ReadTask:
         def block() -> list[pa.Table]:
-            return [label(pa.concat_tables([table for _, table in read()]), number)]
+            return [label(pa.concat_tables(_bounded(read())), number)]
 
         return ReadTask(block, BlockMetadata(None, None, None, None))
 
@@ -89,6 +95,16 @@ def _lots(reads: Sequence[Read]) -> Any:
     return Lots()
 
 
+def _bounded(units: Iterator[tuple[Span, pa.Table]]) -> Iterator[pa.Table]:
+    """The units' tables, up to the one that makes MOST_BYTES full."""
+    size = 0
+    for _, table in units:
+        yield table
+        size += table.nbytes
+        if size >= MOST_BYTES:
+            return
+
+
 def _keeping_label(prepare: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Table], pa.Table]:
     def prepare_block(block: pa.Table) -> pa.Table:
         lot = lot_of(block.schema)
@@ -97,20 +113,25 @@ def _keeping_label(prepare: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Tabl
     return prepare_block
 
 
-def _references(dataset: Dataset, ahead: int) -> Iterator[tuple[ObjectRef, int]]:
-    """The one place that touches Ray Data's internals; tests/pipelines/test_blocks.py is its contract.
+def _references(dataset: Dataset, ahead: int, ahead_bytes: int) -> Iterator[tuple[ObjectRef, int, int]]:
+    """(reference, lot, bytes). The one place that touches Ray Data's internals; tests/pipelines/test_blocks.py is its
+    contract.
 
-    Uses `iter_internal_ref_bundles` (references without bytes), the bundles' schemas, block splitting (off: a lot
-    stays one block) and a back-pressure policy that counts blocks.
+    Uses `iter_internal_ref_bundles` (references without bytes), the bundles' schemas and sizes, block splitting (off:
+    a lot stays one block) and a back-pressure policy that counts blocks and bytes.
     """
     from ray.data import DataContext
     from ray.data._internal.execution import backpressure_policy as policies
 
     class Ahead(policies.BackpressurePolicy):
-        """No new task while `ahead` blocks are in work or waiting."""
+        """No new task while `ahead` blocks, or `ahead_bytes`, are in work or waiting. A task in work counts as the
+        mean block so far, before the first as the most that a lot should be."""
 
         def can_add_input(self, op: Any) -> bool:
-            return op.num_active_tasks() + self._topology[op].output_queue.num_blocks < ahead
+            queue, tasks = self._topology[op].output_queue, op.num_active_tasks()
+            each = op.metrics.average_bytes_per_output or TASK_BYTES
+            blocks, size_bytes = tasks + queue.num_blocks, tasks * each + queue.memory_usage
+            return blocks == 0 or (blocks < ahead and size_bytes + each <= ahead_bytes)
 
     context: DataContext = dataset.context
     context.target_max_block_size = None
@@ -123,4 +144,5 @@ def _references(dataset: Dataset, ahead: int) -> Iterator[tuple[ObjectRef, int]]
     for bundle in dataset.iter_internal_ref_bundles():
         lot = lot_of(bundle.schema) if isinstance(bundle.schema, pa.Schema) else None
         if lot is not None and len(bundle.blocks) == 1:
-            yield bundle.blocks[0].ref, lot  # what comes without its number is leased again without a reference
+            yield bundle.blocks[0].ref, lot, bundle.size_bytes() or 0
+        # what comes without its number is leased again without a reference

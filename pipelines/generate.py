@@ -13,18 +13,19 @@ without Ray. A run that is killed anywhere loses no row and doubles none: specs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from actors.generation import GenerationActor
-from actors.ledger import LedgerActor, Opened, Remote
+from actors.ledger import Block, LedgerActor, Opened, Remote
 from actors.pool import Pool
 from actors.prepare import Prepare, read_ready
-from actors.rows import EXTRA, output_columns
+from actors.rows import output_columns
 from pipelines.session import cpus_of, free, ray_session, resources
 from raydecode.config import JobConfig
 from raydecode.corpus.inputs import (
@@ -32,6 +33,8 @@ from raydecode.corpus.inputs import (
     InputFile,
     discover,
     group_reads,
+    index_occurrences,
+    needs_index,
     needs_staging,
     open_corpus,
     plan_units,
@@ -50,6 +53,8 @@ POLL_S = 1.0  # between looks while no worker starts, leaves or dies; a look eve
 PATIENCE_S = 30.0  # after the end, for actors that still write what they hold
 RESTARTS = 3  # of the ledger, without a row committed in between
 READ_CPUS = 0.5
+AHEAD_BYTES = 256 << 20
+"""Blocks being read or waiting, together; a quarter of the object store where that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,11 @@ def run(
     files = discover(job.input.path, format=format, known=state.inputs, done=state.done, output=storage.url)
     if not overwrite and finished(storage, job=job.identity(), inputs=files):
         return _summary(storage, began, state.rows, already_finished=True)
-    corpus = _checked(job, storage, files, state)
-    tell(View("starting", 0.0))
-    with ray_session() as ray:
+    with contextlib.ExitStack() as stack:
+        session = functools.cache(lambda: stack.enter_context(ray_session()))
+        corpus = _checked(job, storage, files, state, session)
+        tell(View("starting", 0.0))
+        ray = session()
         barren, rows = 0, state.rows
         while True:
             try:
@@ -136,7 +143,8 @@ def _attempt(
     render = Prepare(with_file(job.prompt.section(corpus.format)), corpus.schema.names)
     with _ledger(ray, job, storage, corpus, render) as ledger:
         schema, owner = schema_to_text(corpus.schema), Owner.me()
-        opened = ledger("open", job.identity(), schema, owner, takeover=takeover, overwrite=overwrite)
+        asked = (job.identity(), schema, owner)
+        opened = ledger("open", *asked, takeover=takeover, overwrite=overwrite, meanwhile=partial(_some_node, ray))
         placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
         worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
         shared = (_absolute(job, job.engine.threads or threads), corpus, storage.url, opened.attempt)
@@ -146,7 +154,8 @@ def _attempt(
 
         pool = Pool(spawn, min(size, max(least, opened.units)), least, ledger, prefix=f"{opened.attempt}.")
         try:
-            ended = _watch(ledger, pool, lambda progress: tell(View("running", time.monotonic() - began, progress)))
+            show = lambda progress: tell(View("running", time.monotonic() - began, progress))  # noqa: E731
+            ended = _watch(ledger, pool, show, job.limits.storage_s)
         except ray.exceptions.RayActorError:
             _raise_if_fenced(storage, opened)
             raise
@@ -160,11 +169,13 @@ def _attempt(
     return pool.about, opened
 
 
-def _watch(ledger: Remote, pool: Pool, tell: Callable[[Progress], None]) -> str:
+def _watch(ledger: Remote, pool: Pool, tell: Callable[[Progress], None], storage_s: float) -> str:
     """Keep the pool alive until the ledger has an end; returns it, with every worker gone that goes in peace."""
     while True:
         look = ledger("look")
         tell(look.progress)
+        if look.storage_s > storage_s:
+            return f"the output does not answer: a call waits since {look.storage_s:.0f} s"
         if look.progress.ended:
             pool.wait(PATIENCE_S)
             return look.progress.ended
@@ -175,16 +186,31 @@ def _watch(ledger: Remote, pool: Pool, tell: Callable[[Progress], None]) -> str:
 
 @contextlib.contextmanager
 def _ledger(ray: Any, job: JobConfig, storage: Storage, corpus: Corpus, render: Prepare) -> Iterator[Remote]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     size = job.actors.max
-    blocks = partial(_blocks, render=render, ahead=size + 2 * cpus_of(ray))
-    actor = ray.remote(LedgerActor).options(num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0)
+    ahead_bytes = min(AHEAD_BYTES, int(ray.cluster_resources().get("object_store_memory", AHEAD_BYTES) / 4))
+    blocks = partial(_blocks, render=render, ahead=size + 2 * cpus_of(ray), ahead_bytes=ahead_bytes)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lives as long as we do
+    actor = ray.remote(LedgerActor).options(
+        num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0, scheduling_strategy=here
+    )
     handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
     try:
         yield Remote(handle)
     finally:
-        with contextlib.suppress(Exception):  # it is gone or fenced: then there is nothing to close
+        with contextlib.suppress(Exception):  # it is gone, fenced, or waits for a dead storage: nothing to close
             ray.get(handle.close.remote(), timeout=10)
         ray.kill(handle, no_restart=True)
+
+
+def _some_node(ray: Any) -> None:
+    """Raises JobError when no node is left: Ray then lets a new ledger wait for one for ever. A driver outlives the
+    raylet beside it."""
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise JobError(
+            "Ray has no node left: its processes on this machine are gone. The same command goes on from here"
+        )
 
 
 # ---------------------------------------------------------------------- before Ray
@@ -216,19 +242,37 @@ def _pinned(job: JobConfig, state: State) -> JobConfig:
     return job.model_copy(update={"engine": engine.model_copy(update={"name": choice.name, "dtype": choice.dtype})})
 
 
-def _checked(job: JobConfig, storage: Storage, files: Sequence[InputFile], state: State) -> Corpus:
-    """Everything that can be refused before a process is started or a weight is read."""
+def _checked(
+    job: JobConfig, storage: Storage, files: Sequence[InputFile], state: State, session: Callable[[], Any]
+) -> Corpus:
+    """Everything that can be refused before weights are read; before Ray starts, too, unless it is to copy inputs."""
     from raydecode.assemble import choose
 
     choose(job)
     prepare(storage)
     lost = {one.number for one in files if one.staged and not state.done.covers(one.span)}  # perhaps; `stage` looks
-    staged = [stage(one, storage.url) if needs_staging(one) or one.number in lost else one for one in files]
+    staged = _staged(files, {one.number for one in files if needs_staging(one)} | lost, storage.url, session)
     schema = schema_from_text(state.schema) if state.schema else None
     corpus = open_corpus(staged, id=job.input.id, root=storage.url, schema=schema)
     Renderer(job.prompt.section(corpus.format), corpus.schema.names)
-    OutputSchema(corpus.schema, output_columns(job), corpus.id, EXTRA)
+    OutputSchema(corpus.schema, output_columns(job), corpus.id)
     return corpus
+
+
+def _staged(
+    files: Sequence[InputFile], todo: Collection[int], root: str, session: Callable[[], Any]
+) -> list[InputFile]:
+    """The files, those whose number is in `todo` with their copy: one here, several at once as Ray tasks."""
+    if len(todo) < 2:
+        return [stage(one, root) if one.number in todo else one for one in files]
+    ray = session()
+    task = ray.remote(stage).options(num_cpus=READ_CPUS)
+    copies = {one.number: task.remote(one, root) for one in files if one.number in todo}
+    try:
+        made = dict(zip(copies, ray.get(list(copies.values())), strict=True))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return [made.get(one.number, one) for one in files]
 
 
 def _absolute(job: JobConfig, threads: int) -> dict[str, Any]:
@@ -249,14 +293,31 @@ def _units(corpus: Corpus, state: State, actors: int) -> list[Span]:
     return plan_units(corpus, state.done, max_actors=actors)
 
 
-def _blocks(
-    corpus: Corpus, units: Sequence[Span], *, render: Prepare, ahead: int
-) -> Iterator[tuple[Any, Sequence[Span]]]:
+def _blocks(corpus: Corpus, units: Sequence[Span], *, render: Prepare, ahead: int, ahead_bytes: int) -> Iterator[Block]:
     from pipelines.blocks import stream
 
     lots = group_reads(corpus, units)
-    reads = [partial(read_ready, corpus.only(lot[0].input), lot) for lot in lots]
-    return stream(lots, reads, render, ahead=ahead, cpus=READ_CPUS)
+    indexes = _indexes(corpus, dict.fromkeys(lot[0].input for lot in lots))
+    reads = [partial(_read, corpus.only(lot[0].input), lot, indexes.get(lot[0].input, ())) for lot in lots]
+    return stream(lots, reads, render, ahead=ahead, ahead_bytes=ahead_bytes, cpus=READ_CPUS)
+
+
+def _indexes(corpus: Corpus, numbers: Iterable[int]) -> dict[int, list[Any]]:
+    """A task for each file that needs an index of its repeated rows; else every reader of a large file would make its
+    own at the same time. In lists, so that Ray hands the reference on and not the value."""
+    import ray
+
+    task = ray.remote(index_occurrences).options(num_cpus=READ_CPUS)
+    return {n: [task.remote(corpus.only(n), n)] for n in numbers if needs_index(corpus, n)}
+
+
+def _read(corpus: Corpus, lot: Sequence[Span], index: Sequence[Any]) -> Iterator[tuple[Span, Any]]:
+    """In a reading task: the lot's blocks, once its file's index is made. Ray lends the CPU out while this waits."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):  # it failed: `read_ready` makes it here, or says why not
+        ray.get(list(index))
+    yield from read_ready(corpus, lot)
 
 
 # ---------------------------------------------------------------------- in the actors

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydecode import registry
-from raydecode.errors import Refused
+from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ def choose(job: JobConfig) -> Choice:
     A roster that the job names counts: what its rows may ask for must be possible too. Raises Refused, naming both
     sides and what would work.
     """
+    if "trust_remote_code" in job.engine.options:  # code that comes with the model, like the model itself
+        raise UserError(
+            "whether a model's own code is run is said with the model", field="engine.options.trust_remote_code",
+            value=job.engine.options["trust_remote_code"], hint="model: {source: ..., trust_remote_code: true}",
+        )  # fmt: skip
     if job.engine.name != "auto":
         _raise(_refused(job.engine.name, job))
         return Choice(job.engine.name, _dtype(job, job.engine.name), "asked for")

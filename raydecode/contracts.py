@@ -101,7 +101,7 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Never raises for a row's fault: that row ends with OutcomeEvent(reason="error")."""
+        """Queue a request. Never raises for a row's fault: each sample then ends with OutcomeEvent(reason="error")."""
         ...
 
     def step(self) -> list[Event]:

@@ -8,33 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from raydecode.columns import CHOICES
 from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
 from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
 from raydecode.request import DecodingSpec, Json
-
-OUTPUT_COLUMNS: Mapping[str, str] = {
-    "text": "the generated text (always written)",
-    "finish_reason": "eos, stop, length, monitor, cancelled or error (always written)",
-    "tokens": "ids of the generated tokens",
-    "logprobs": "log-probability of each token under the raw model, nats; the k likeliest with decoding.logprobs: k",
-    "prompt": "the rendered prompt, or the messages as JSON",
-    "prompt_tokens": "tokens of the prompt",
-    "output_tokens": "generated tokens",
-    "cached_tokens": "prompt tokens found in the prefix cache",
-    "forwards": "forward passes of the model that the row took part in",
-    "drafted": "tokens that a drafter proposed",
-    "accepted": "proposed tokens that were kept",
-    "queued_s": "seconds between submission and a slot",
-    "first_token_s": "seconds between submission and the first token",
-    "total_s": "seconds between submission and the last token",
-    "finished_at": "when the row left the engine, Unix time in seconds",
-    "reports": "what the monitors said, then samplers with a report (mirostat), as JSON",
-    "decoding": "the row's full specification, as JSON",
-    "worker": "which actor generated the row",
-}
-"""Columns of the output besides `id`, `sample`, the input's own and `error`."""
-
 
 SHORT_FORMS = {"model": "source", "engine": "name"}
 """Sections that may be written as one word, and the key it stands for."""
@@ -142,19 +120,29 @@ class OutputConfig(Section):
     flush_mib: Positive = 64.0
     """or when it holds this much"""
 
+    @field_validator("path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if value.startswith("hf://"):  # its client looks whether a file is there, then writes: two runs could both
+            raise UserError(
+                "the Hub cannot be written exclusively: two runs could both commit a row", field="output.path",
+                value=value, hint="write to a local folder or a bucket, then upload the finished output (hf upload)",
+            )  # fmt: skip
+        return value
+
     @field_validator("columns", mode="before")
     @classmethod
     def _columns(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
             raise UserError(f"needs a list of names, got {value!r}", field="output.columns", value=value)
         for i, name in enumerate(value):
-            if name not in OUTPUT_COLUMNS:
+            if name not in CHOICES:
                 raise UserError(
                     f"no output column '{name}'",
                     field=f"output.columns[{i}]",
                     value=name,
-                    nearest=nearest(name, OUTPUT_COLUMNS),
-                    hint=f"columns: {', '.join(OUTPUT_COLUMNS)} (input columns are always kept)",
+                    nearest=nearest(name, CHOICES),
+                    hint=f"columns: {', '.join(CHOICES)} (input columns are always kept)",
                 )
         return tuple(dict.fromkeys(["text", "finish_reason", *value]))
 
@@ -189,10 +177,14 @@ class LimitsConfig(Section):
     """an engine without a token for max(stall_s, stall_steps median steps) is killed and replaced"""
     stall_steps: Positive = 20.0
     """see stall_s"""
+    first_step_s: Positive = 300.0
+    """the same before an engine's first step is over: compilation, long prompts"""
     idle_s: Positive = 180.0
     """no token, commit or lease anywhere for this long ends the job, naming what waits"""
     start_s: Positive = 900.0
     """no engine at all for this long ends the job"""
+    storage_s: Positive = 300.0
+    """an output that does not answer for this long ends the job"""
     error_rows: Count = 100
     """rows before max_error_rate is looked at (and at the end)"""
     barren_deaths: Count = 3

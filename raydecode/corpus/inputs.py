@@ -28,6 +28,7 @@ from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.lines import lines_in
 from raydecode.corpus.reading import (
     BLOCK_ROWS,
+    BUFFER_BYTES,
     ROW_BYTES,
     index_occurrences,
     is_table,
@@ -61,7 +62,8 @@ __all__ = [
 
 HEAD_BYTES = 1 << 20  # of a file, sampled for its columns
 HEAD_ROWS = 1000
-HEAD_FILES = 200  # of line files, evenly spaced; Parquet footers are all read
+HEAD_FILES = 200  # of each kind, evenly spaced; Parquet footers are all read
+PEEK_ROWS = 16  # of a Parquet file's head
 TASK_BYTES = 8 << 20
 TASK_ROWS = 8192
 
@@ -70,20 +72,22 @@ TASK_ROWS = 8192
 class Corpus:
     """Everything a reader needs; small and picklable.
 
-    schema:    the input columns (without the internal ones of a block)
-    id:        the column that names a row, or None: content hash + occurrence
-    row_bytes: mean bytes of a row of each file, estimated from its head (1.0 where a position is a row)
-    root:      the output's URL; staged copies and occurrence indexes lie in its `_input/`
+    schema:        the input columns (without the internal ones of a block)
+    id:            the column that names a row, or None: content hash + occurrence
+    row_positions: mean positions of a row of each file: its bytes, estimated from the file's head; 1 in a table
+    row_bytes:     mean bytes of a row of each file once it is read, estimated from head or footer
+    root:          the output's URL; staged copies and occurrence indexes lie in its `_input/`
     """
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
     id: str | None
+    row_positions: tuple[float, ...]
     row_bytes: tuple[float, ...]
     root: str
 
     def file(self, number: int) -> InputFile:
-        return self._by_number[number][0]
+        return self.files[self._place[number]]
 
     @property
     def format(self) -> str:
@@ -93,12 +97,21 @@ class Corpus:
 
     def only(self, number: int) -> Corpus:
         """The corpus of one file, for a task that reads it: 10,000 files are a megabyte of metadata."""
-        file, size = self._by_number[number]
-        return replace(self, files=(file,), row_bytes=(size,))
+        i = self._place[number]
+        return replace(
+            self,
+            files=(self.files[i],),
+            row_positions=(self.row_positions[i],),
+            row_bytes=(self.row_bytes[i],),
+        )
 
     def rows_in(self, span: Span) -> float:
         """Rows of a span: exact for Parquet, an estimate for lines."""
-        return span.size / self._by_number[span.input][1]
+        return span.size / self.row_positions[self._place[span.input]]
+
+    def rows_at_once(self, number: int, most: int) -> int:
+        """Rows of a file that fit one reading task's bytes: at most `most`, at least one."""
+        return max(1, min(most, int(TASK_BYTES / self.row_bytes[self._place[number]])))
 
     def json_columns(self) -> tuple[str, ...]:
         """Columns that hold JSON text for nested or mixed values."""
@@ -108,8 +121,8 @@ class Corpus:
         return pa.schema([*BLOCK_FIELDS, *self.schema])
 
     @functools.cached_property
-    def _by_number(self) -> dict[int, tuple[InputFile, float]]:
-        return {file.number: (file, size) for file, size in zip(self.files, self.row_bytes, strict=True)}
+    def _place(self) -> dict[int, int]:
+        return {file.number: i for i, file in enumerate(self.files)}
 
 
 def open_corpus(
@@ -166,20 +179,23 @@ def open_corpus(
                 nearest=nearest(name, names),
                 hint="columns: " + ", ".join(names),
             )
-    return Corpus(tuple(files), schema, id, tuple(head.row_bytes for head in heads), root)
+    positions, sizes = (tuple(getattr(head, name) for head in heads) for name in ("row_positions", "row_bytes"))
+    return Corpus(tuple(files), schema, id, positions, sizes, root)
 
 
 def plan_units(corpus: Corpus, done: Cover, *, max_actors: int = 1, block_rows: int = BLOCK_ROWS) -> list[Span]:
     """What is missing, cut into units of min(block_rows, rows left / (8 x max_actors)) rows, at least one: large while
-    there is much to do, single rows at the end, so that 300 rows spread over 4 actors and the last ones, too."""
+    there is much to do, single rows at the end, so that 300 rows spread over 4 actors and the last ones, too. Rows of
+    many bytes make smaller units: one is never more than a reading task's bytes, as far as heads and footers tell."""
     missing = [span for file in corpus.files for span in done.missing(file.span)]
     left = sum(corpus.rows_in(span) for span in missing)
     out: list[Span] = []
     for span in missing:
         per_row = span.size / max(corpus.rows_in(span), 1e-9)
+        most = corpus.rows_at_once(span.input, block_rows)
         at = span.start
         while at < span.stop:
-            rows = min(block_rows, max(1, int(left / (8 * max_actors))))
+            rows = min(most, max(1, int(left / (8 * max_actors))))
             stop = min(span.stop, at + max(1, round(rows * per_row)))
             out.append(Span(span.input, at, stop))
             left -= (stop - at) / per_row
@@ -188,51 +204,62 @@ def plan_units(corpus: Corpus, done: Cover, *, max_actors: int = 1, block_rows: 
 
 
 def group_reads(corpus: Corpus, units: Sequence[Span]) -> list[list[Span]]:
-    """Units in the order given, in lots that one reading task takes: one file, up to 8 MiB or 8,192 rows."""
+    """Units in the order given, in lots that one reading task takes: one file, up to 8 MiB and 8,192 rows."""
     out: list[list[Span]] = []
-    size = 0.0
+    rows = 0.0
     for unit in units:
-        limit = TASK_ROWS if is_table(corpus.file(unit.input)) else TASK_BYTES
-        if not out or out[-1][-1].input != unit.input or size + unit.size > limit or out[-1][-1].stop > unit.start:
+        more = corpus.rows_in(unit)
+        full = rows + more > corpus.rows_at_once(unit.input, TASK_ROWS)
+        if not out or out[-1][-1].input != unit.input or full or out[-1][-1].stop > unit.start:
             out.append([])
-            size = 0.0
+            rows = 0.0
         out[-1].append(unit)
-        size += unit.size
+        rows += more
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
     schema: pa.Schema | None
+    row_positions: float
     row_bytes: float
     fault: str | None = None
 
 
 def _heads(files: Sequence[InputFile], root: str) -> list[_Head]:
     lines = [i for i, file in enumerate(files) if not is_table(file)]
-    sampled = set(lines[:: -(-len(lines) // HEAD_FILES) or 1])
-    heads = {i: _head(file, root) for i, file in enumerate(files) if is_table(file) or i in sampled}
-    sizes = [heads[i].row_bytes for i in sampled if heads[i].fault is None]
-    unknown = _Head(None, sum(sizes) / len(sizes) if sizes else ROW_BYTES)
-    return [heads.get(i, unknown) for i in range(len(files))]
+    tables = [i for i, file in enumerate(files) if is_table(file)]
+    sampled = {i for kind in (lines, tables) for i in kind[:: -(-len(kind) // HEAD_FILES) or 1]}
+    heads = {i: _head(files[i], root, i in sampled) for i in sorted({*tables, *sampled})}
+    sizes = [heads[i].row_bytes for i in lines if i in sampled and heads[i].fault is None]
+    size = sum(sizes) / len(sizes) if sizes else ROW_BYTES
+    return [heads.get(i, _Head(None, size, size)) for i in range(len(files))]
 
 
-def _head(file: InputFile, root: str) -> _Head:
+def _head(file: InputFile, root: str, sampled: bool) -> _Head:
+    """Columns and row size. Of a table that is not `sampled`, only the footer is read."""
     try:
-        if file.staged is not None or file.format == "parquet":
-            with open_file(file, root) as handle:
-                table = pq.ParquetFile(handle)
-                schema = plain(table.schema_arrow)
-                if LINE not in schema.names:
-                    return _Head(pa.schema([f for f in schema if f.name not in (BAD, RAW)]), 1.0)
-                batch = next(table.iter_batches(HEAD_ROWS), None)
-                return _Head(_infer(file.format, staged_lines(batch) if batch is not None else []), 1.0)
         with open_file(file, root) as handle:
+            if is_table(file):
+                return _table_head(file, pq.ParquetFile(handle, buffer_size=BUFFER_BYTES), sampled)
             found = list(_take(lines_in(handle, 0, min(HEAD_BYTES, file.size_bytes)), HEAD_ROWS))
-        size = (found[-1][1] / len(found)) if found else ROW_BYTES
-        return _Head(_infer(file.format, [text for _, _, text in found]), max(1.0, size))
+        size = max(1.0, (found[-1][1] / len(found)) if found else ROW_BYTES)
+        return _Head(_infer(file.format, [text for _, _, text in found]), size, size)
     except Exception as error:
-        return _Head(None, 1.0 if is_table(file) else ROW_BYTES, f"{type(error).__name__}: {error}")
+        return _Head(None, 1.0 if is_table(file) else ROW_BYTES, ROW_BYTES, f"{type(error).__name__}: {error}")
+
+
+def _table_head(file: InputFile, table: pq.ParquetFile, sampled: bool) -> _Head:
+    """The footer tells encoded bytes: a long text that repeats counts once there. So a few rows are looked at, too."""
+    schema, groups = plain(table.schema_arrow), [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+    lines = LINE in schema.names
+    size = max(1.0, sum(group.total_byte_size for group in groups) / max(1, table.metadata.num_rows))
+    batch = next(table.iter_batches(HEAD_ROWS if lines else PEEK_ROWS), None) if lines or sampled else None
+    if batch is not None and len(batch):
+        size = max(size, batch.nbytes / len(batch))
+    if lines:
+        return _Head(_infer(file.format, staged_lines(batch) if batch is not None else []), 1.0, size)
+    return _Head(pa.schema([f for f in schema if f.name not in (BAD, RAW)]), 1.0, size)
 
 
 def _refuse_new_columns(files: Sequence[InputFile], heads: Sequence[_Head], schema: pa.Schema) -> None:

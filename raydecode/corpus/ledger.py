@@ -18,6 +18,7 @@ A position is in exactly one place: not yet offered, offered, in the pool, with 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,14 @@ class _Worker:
     killed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    ref: object
+    unit: Span
+    todo: tuple[Span, ...]
+    size_bytes: int
+
+
 class Ledger:
     """See the module.
 
@@ -109,7 +118,7 @@ class Ledger:
         self._taken.update(self._hunt.held())
         self._left = self._all.subtract(state.done).size
         self._total = self._left
-        self._offered: deque[tuple[object, Span, tuple[Span, ...]]] = deque()
+        self._offered: deque[_Offer] = deque()
         self._pool: deque[Span] = deque()
         self._input_done = False
         self._workers: dict[str, _Worker] = {}
@@ -128,20 +137,20 @@ class Ledger:
     # the feeder
 
     def hungry(self) -> bool:
-        """More blocks are wanted."""
-        return (
-            not self._input_done
-            and self._ended is None
-            and len(self._offered) < max(self._limits.queue, len(self._workers))
-        )
+        """More blocks are wanted: their number and their bytes are bounded, but one there may always be."""
+        if self._input_done or self._ended is not None:
+            return False
+        few = len(self._offered) < max(self._limits.queue, len(self._workers))
+        return not self._offered or (few and sum(one.size_bytes for one in self._offered) < self._limits.queue_bytes)
 
-    def offer(self, ref: object, unit: Span) -> None:
-        """A block that holds the rows of `unit`. Rows that are done, held or already somewhere are left out."""
+    def offer(self, ref: object, unit: Span, size_bytes: int = 0) -> None:
+        """A block that holds the rows of `unit`, which take `size_bytes` of it. Rows that are done, held or already
+        somewhere are left out."""
         todo = tuple(self._all.intersect(Cover([unit])).subtract(self._taken).spans())
         self._active_at = self._clock()
         if todo:
             self._taken.update(Cover(todo))
-            self._offered.append((ref, unit, todo))
+            self._offered.append(_Offer(ref, unit, todo, size_bytes))
 
     def end_of_input(self, failed: str | None = None) -> None:
         """The feeder is through, or it broke (`failed`): workers read what is missing themselves."""
@@ -307,7 +316,7 @@ class Ledger:
         self._estimate.mark(now, self._generated)
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
-            self._append(lambda: self.log.beat(self._in_flight()))
+            self._heartbeat()
         out: list[Kill | End] = []
         for name, me in self._workers.items():
             limit = self._limits.first_step_s
@@ -383,7 +392,8 @@ class Ledger:
             span = (me.gifts or self._pool).popleft()
             return self._grant(me, None, span, (span,))
         if self._offered:
-            return self._grant(me, *self._offered.popleft())
+            offer = self._offered.popleft()
+            return self._grant(me, offer.ref, offer.unit, offer.todo)
         if self._input_done:
             self._starving.add(worker)
         return Wait(_WAIT_S)
@@ -498,10 +508,21 @@ class Ledger:
             self._end(f"the output cannot be written: {error}")
             raise
 
+    def _heartbeat(self) -> None:
+        """One that fails ends nothing: it only spares people a second run by accident, and whoever takes over because
+        of its age fences this run off. A storage that stays broken shows at the next commit."""
+        try:
+            self.log.beat(self._in_flight())
+        except Fenced:
+            self._end("fenced")
+            raise
+        except Exception as error:  # an object store's client has errors of its own
+            print(f"a heartbeat could not be written: {error}", file=sys.stderr)
+
     def _stalled(self, quiet: float) -> str:
         waiting = [
             *self._pool,
-            *(unit for _, unit, _ in self._offered),
+            *(one.unit for one in self._offered),
             *(s for me in self._workers.values() for s in me.assigned.spans()),
         ]
         names = ", ".join(f"{s.input}:{s.start}-{s.stop}" for s in waiting[:5]) or (

@@ -105,11 +105,13 @@ class Limits:
     stall_steps: float = 20.0
     first_step_s: float = 300.0  # the same before a worker's first step is over: compilation, long prompts
     idle_s: float = 180.0  # no token, commit or lease anywhere: the job ends
+    storage_s: float = 300.0  # the storage lets a call wait for this long: the job ends (actors/ledger.py looks)
     start_s: float = 900.0  # the same while no worker is there, or nothing was read yet
     barren_deaths: int = 3  # deaths without a commit between, outside a hunt
     start_failures: int = 2
     max_tokens: int | None = None  # of the job, for the ETA
-    queue: int = 4  # offered blocks held (or one per worker, if that is more)
+    queue: int = 4  # offered units held (or one per worker, if that is more)
+    queue_bytes: int = 64 << 20  # of them together, beyond the first
     error_rows: int = 100  # rows before max_error_rate is looked at (and at the end)
 
 

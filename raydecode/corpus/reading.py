@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 1024
 ROW_BYTES = 256.0  # when nothing is known
+BUFFER_BYTES = 1 << 20
+GROUP_BYTES = 64 << 20
 
 
 def read_unit(corpus: Corpus, unit: Span) -> pa.Table:
@@ -113,8 +115,9 @@ def _line_block(corpus: Corpus, file: InputFile, found: Sequence[tuple[int, int,
 
 def _read_table(corpus: Corpus, file: InputFile, units: Sequence[Span]) -> Iterator[tuple[Span, pa.Table]]:
     with open_file(file, corpus.root) as handle:
-        table = pq.ParquetFile(handle)
-        rows = _stream(table, units[0].start, units[-1].stop)
+        table = _parquet(handle)
+        most = corpus.rows_at_once(file.number, BLOCK_ROWS)
+        rows = _stream(table, units[0].start, units[-1].stop, most)
         buffered: list[pa.RecordBatch] = []
         at = units[0].start
         for unit in units:
@@ -130,14 +133,23 @@ def _read_table(corpus: Corpus, file: InputFile, units: Sequence[Span]) -> Itera
             yield unit, _table_block(corpus, file, unit.start, mine)
 
 
-def _stream(table: pq.ParquetFile, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    """Rows [start, stop), reading only the row groups they lie in, a batch at a time."""
+def _parquet(handle: Any) -> pq.ParquetFile:
+    """A row group's columns are read whole, in one request each, unless that would be more than GROUP_BYTES of memory:
+    then piece by piece."""
+    footer = pq.read_metadata(handle)
+    groups = (footer.row_group(i) for i in range(footer.num_row_groups))
+    largest = max((sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups), default=0)
+    return pq.ParquetFile(handle, metadata=footer, buffer_size=BUFFER_BYTES if largest > GROUP_BYTES else 0)
+
+
+def _stream(table: pq.ParquetFile, start: int, stop: int, most: int) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop), reading only the row groups they lie in, at most `most` rows at a time."""
     at = 0
     for group in range(table.metadata.num_row_groups):
         size = table.metadata.row_group(group).num_rows
         if at + size > start and at < stop:
             inner = at
-            for batch in table.iter_batches(BLOCK_ROWS, row_groups=[group]):
+            for batch in table.iter_batches(most, row_groups=[group]):
                 low, high = max(start - inner, 0), min(stop - inner, len(batch))
                 if low < high:
                     yield batch.slice(low, high - low)
@@ -321,7 +333,7 @@ def _occurrences(key: _Cached) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count_occurrences(corpus: Corpus, file: InputFile) -> tuple[np.ndarray, np.ndarray]:
-    step = BLOCK_ROWS if is_table(file) else 1 << 20
+    step = corpus.rows_at_once(file.number, BLOCK_ROWS) if is_table(file) else 1 << 20
     units = [Span(file.number, at, min(at + step, file.size_positions)) for at in range(0, file.size_positions, step)]
     source = _read_table if is_table(file) else _read_lines
     corpus = replace(corpus, schema=pa.schema([]))  # ids come from the values as read: no columns need be built

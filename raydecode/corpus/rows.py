@@ -17,38 +17,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raydecode.columns import COLUMNS, Kind
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.schema import INTERNAL, JSON, is_json, row_values
 from raydecode.errors import RowError, UserError, nearest
 
 ERROR = pa.struct([("stage", pa.string()), ("type", pa.string()), ("message", pa.string()), ("tries", pa.int32())])
 
-# What the engine knows about a sample. Times in seconds, counts in tokens.
-COLUMNS: dict[str, pa.DataType] = {
+TYPES: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),
-    "finish_reason": pa.string(),
-    "tokens": pa.list_(pa.int32()),
+    "json": pa.string(),
+    "count": pa.int32(),
+    "seconds": pa.float64(),
+    "ids": pa.list_(pa.int32()),
     "logprobs": pa.list_(pa.float32()),
-    "top_logprobs": pa.list_(pa.list_(pa.struct([("token", pa.int32()), ("logprob", pa.float32())]))),
-    "cumulative_logprob": pa.float64(),
-    "prompt": pa.string(),
-    "prompt_tokens": pa.int32(),
-    "output_tokens": pa.int32(),
-    "cached_tokens": pa.int32(),
-    "drafted_tokens": pa.int32(),
-    "accepted_tokens": pa.int32(),
-    "steps": pa.int32(),
-    "score": pa.float64(),
-    "queued_s": pa.float64(),
-    "first_token_s": pa.float64(),
-    "total_s": pa.float64(),
-    "started_at": pa.float64(),  # Unix time
-    "finished_at": pa.float64(),
-    "worker": pa.string(),
-    "engine": pa.string(),
-    "spec": pa.string(),  # the row's decoding spec, JSON text
-    "monitors": pa.string(),  # reports by monitor, JSON text
-    "metrics": pa.string(),  # anything a method reports, JSON text
+    "alternatives": pa.list_(pa.list_(pa.struct([("token", pa.int32()), ("logprob", pa.float32())]))),
 }
 
 BLOCK_ERROR = pa.struct([*ERROR, pa.field("weight", pa.int64())])
@@ -113,7 +96,7 @@ class OutputSchema:
     """The output's schema for one job.
 
     inputs:  the corpus's columns (`Corpus.schema`)
-    columns: chosen output columns; names of COLUMNS or of `extra`
+    columns: chosen output columns; names of `raydecode.columns.COLUMNS` or of `extra`
     id:      the given id column, or None
     extra:   columns that methods add, with their types
     """
@@ -125,7 +108,7 @@ class OutputSchema:
         id: str | None = None,
         extra: Mapping[str, pa.DataType] | None = None,
     ) -> None:
-        known = COLUMNS | dict(extra or {})
+        known = {name: TYPES[one.kind] for name, one in COLUMNS.items()} | dict(extra or {})
         for i, name in enumerate(columns):
             if name not in known:
                 raise UserError(

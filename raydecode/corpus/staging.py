@@ -31,6 +31,7 @@ from raydecode.errors import UserError
 
 LINE, BAD, RAW = "_line", "_bad", "_raw"
 _GROUP_ROWS = 8192
+_GROUP_BYTES = 8 << 20  # of text held before it is written
 _BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)  # of a file that ends or turns to noise
 
 
@@ -92,13 +93,15 @@ def _line_tables(file: InputFile) -> Iterator[pa.Table]:
     schema = pa.schema([(LINE, pa.binary()), (BAD, pa.string())])
     yield schema.empty_table()
     lines: list[tuple[bytes | None, str | None]] = []
+    size = 0
     try:
         with _open(file) as source:
             for _, _, text in lines_in(_Forward(source), 0, sys.maxsize):
                 lines.append((text, None) if isinstance(text, bytes) else (None, f"{text.kind}: {text.message}"))
-                if len(lines) >= _GROUP_ROWS:
+                size += len(text) if isinstance(text, bytes) else 0
+                if len(lines) >= _GROUP_ROWS or size >= _GROUP_BYTES:
                     yield _table(lines, schema)
-                    lines = []
+                    lines, size = [], 0
     except _BROKEN as error:
         lines.append((None, f"{type(error).__name__}: nothing can be read from here on: {error}"))
     if lines:
@@ -125,11 +128,13 @@ def _csv_tables(file: InputFile) -> Iterator[pa.Table]:
         schema = pa.schema([*((name, pa.string()) for name in header), (BAD, pa.string()), (RAW, pa.string())])
         yield schema.empty_table()
         rows: list[list[str | None]] = []
+        size = 0
         for record in _csv_records(reader):
             rows.append(_csv_row(record, len(header)))
-            if len(rows) >= _GROUP_ROWS:
+            size += sum(map(len, record))
+            if len(rows) >= _GROUP_ROWS or size >= _GROUP_BYTES:
                 yield _table(rows, schema)
-                rows = []
+                rows, size = [], 0
         if rows:
             yield _table(rows, schema)
 

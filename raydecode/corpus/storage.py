@@ -307,7 +307,10 @@ def open_storage(url: str, *, options: dict[str, Any] | None = None) -> LocalSto
         return LocalStorage(url)
     if url.startswith("file://"):
         return LocalStorage(url[len("file://") :])
-    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **(options or {}))
+    try:
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **(options or {}))
+    except (ImportError, ValueError) as error:  # a scheme that needs another package, or that nobody knows
+        raise UserError(f"cannot open {url}: {error}", field="output.path", value=url) from error
     return FsspecStorage(fs, root)
 
 

@@ -67,9 +67,10 @@ class Loop:
         try:
             self._rows.waiting.extend(self._rows_of(request))
         except Exception as error:
-            row = Row(RowId(request.id), request, request.decoding, 0, [], 0, 0, submitted_at=self.clock())
-            row.fail("request", error)
-            self._outbox.append(self._outcome(row))
+            for sample in range(max(1, request.decoding.n)):
+                row = Row(RowId(request.id, sample), request, request.decoding, 0, [], 0, 0, submitted_at=self.clock())
+                row.fail("request", error)
+                self._outbox.append(self._outcome(row))
 
     def step(self) -> list[Event]:
         events, self._outbox = self._outbox, []

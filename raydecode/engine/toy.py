@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -209,6 +210,7 @@ class ToyEngine(Loop):
     tokens: how many the cache holds
     step_s: seconds a step takes at least, to rehearse schedules
     poison: a prompt with this text kills the process while it holds a slot, to rehearse engine deaths
+    hang:   a prompt with this text stops the engine for ever while it holds a slot, to rehearse the watchdog
     """
 
     name = "toy"
@@ -222,14 +224,18 @@ class ToyEngine(Loop):
         tokens: int | None = None,
         step_s: float = 0.0,
         poison: str | None = None,
+        hang: str | None = None,
         **loop: Any,
     ) -> None:
         super().__init__(ToyLane(slots, context, tokens), **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
+        self._hang, self._hanging = hang, set[str]()
 
     def submit(self, request: Request) -> None:
         if self._poison and self._poison in _plain(request.prompt):
             self._poisoned.add(request.id)
+        if self._hang and self._hang in _plain(request.prompt):
+            self._hanging.add(request.id)
         super().submit(request)
 
     def step(self) -> list[Any]:
@@ -240,6 +246,8 @@ class ToyEngine(Loop):
         if self._poisoned & held:
             time.sleep(0.05)  # a dying engine still lets what it said leave the process
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._hanging & held:
+            threading.Event().wait()
         return events
 
 

@@ -21,12 +21,13 @@ from raydecode.metrics.timeline import Timeline
 
 COLUMNS = (
     "id", "sample", "text", "finish_reason", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s",
-    "worker", "finished_at", "drafted", "accepted", "forwards", "error",
+    "worker", "finished_at", "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches", "error",
 )  # fmt: skip
 """Columns of the output that are read; any but the first four may be missing."""
 
 NUMBERS = ("sample", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s", "finished_at",
-           "drafted", "accepted", "forwards")  # fmt: skip
+           "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches")  # fmt: skip
+COUNTS = ("drafted", "accepted", "forwards", "draft_failures", "replay_mismatches")
 HISTOGRAMS = ("prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s")
 FIRST_ROWS, ERROR_ROWS, CELL_CHARS, ERROR_KINDS = 200, 1000, 2000, 50
 
@@ -47,9 +48,8 @@ class _Fold:
     def __init__(self, spans: Sequence[Sequence[float]]) -> None:
         self.starts = np.array([span[0] for span in spans])
         self.active: dict[int, list[float]] = {}  # attempt -> first start, last end of its rows
-        self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = self.drafted = self.accepted = (
-            self.forwards
-        ) = 0
+        self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = 0
+        self.counts = dict.fromkeys(COUNTS, 0)
         self.reasons: Counter[str] = Counter()
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
         self.token_rate, self.row_rate = Timeline(), Timeline()
@@ -72,9 +72,8 @@ class _Fold:
             histogram.add(number[name][~failed & ~np.isnan(number[name])])
         self.tokens += int(np.nansum(number["output_tokens"]))
         self.prompt_tokens += int(np.nansum(number["prompt_tokens"][first]))
-        self.drafted += int(np.nansum(number["drafted"]))
-        self.accepted += int(np.nansum(number["accepted"]))
-        self.forwards += int(np.nansum(number["forwards"]))
+        for name in COUNTS:
+            self.counts[name] += int(np.nansum(number[name]))
         self._times(table, number)
         self._errors(table, failed)
         self._browse(table, failed)
@@ -150,8 +149,10 @@ class _Fold:
             "finish_reasons": dict(self.reasons.most_common()),
             "distributions": {name: histogram.to_json() for name, histogram in self.histograms.items()},
             "error_kinds": sorted(self.kinds.values(), key=lambda kind: -kind["count"]),
-            "tokens_per_forward": _rate(self.tokens, self.forwards),
-            "draft_acceptance": _rate(self.accepted, self.drafted),
+            "tokens_per_forward": _rate(self.tokens, self.counts["forwards"]),
+            "draft_acceptance": _rate(self.counts["accepted"], self.counts["drafted"]),
+            "draft_failures": self.counts["draft_failures"],
+            "replay_mismatches": self.counts["replay_mismatches"],
             "rows_rerun": facts.get("rows_rerun", 0),
             "attempts": facts.get("attempts", 1),
             "deaths": facts.get("deaths", 0),

@@ -94,6 +94,12 @@ def _reasons(figures: Mapping[str, Any]) -> str:
         extra.append(f"{figures['tokens_per_forward']:.3g} tokens per forward pass")
     if figures["draft_acceptance"]:
         extra.append(f"{100 * figures['draft_acceptance']:.1f} % of drafted tokens kept")
+    if figures.get("draft_failures"):
+        extra.append(f"{_n(figures['draft_failures'])} times a drafter failed and a row went on without a draft")
+    if figures.get("replay_mismatches"):
+        extra.append(
+            f"{_n(figures['replay_mismatches'])} tokens of resumed rows this engine would have chosen otherwise"
+        )
     if figures["attempts"] > 1 or figures["deaths"]:
         extra.append(
             f"{figures['attempts']} starts, {figures['deaths']} engine deaths, "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from actors.generation import GenerationActor
-from actors.ledger import LedgerActor
+from actors.ledger import Block, LedgerActor
 from actors.prepare import Prepare, read_ready
 from raydecode.config import JobConfig
 from raydecode.corpus.inputs import discover, group_reads, open_corpus, plan_units
@@ -73,7 +73,7 @@ class LocalJob:
         for lot in group_reads(corpus, units):
             for unit, block in read_ready(corpus, lot):
                 self.read.append(unit)
-                yield self.prepare(block), [unit]
+                yield Block(self.prepare(block), [unit], block.nbytes)
 
     def call(self, method, *arguments):
         return getattr(self.ledger, method)(*arguments)

@@ -32,6 +32,13 @@ def test_a_preempted_node_blames_nobody():
     assert cause_of(RayActorError("id", "gone", preempted=True))[0] == "node_loss"
 
 
+def test_what_an_actor_found_gone_blames_no_row():
+    from ray.exceptions import ObjectLostError, RayActorError
+
+    assert cause_of(task_error(RayActorError("id", "the ledger is gone")))[0] == "node_loss"
+    assert cause_of(task_error(ObjectLostError("ab", None, "c")))[0] == "node_loss"
+
+
 def test_exceptions_of_the_actors_own_code_blame_what_ran():
     assert cause_of(task_error(EngineDied("Traceback: cable out"))) == ("crash", "Traceback: cable out")
     assert cause_of(task_error(ValueError("odd row"))) == ("crash", "ValueError: odd row")

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from actors.prepare import Prepare
-from actors.rows import Requests, output_columns, samples_of
-from raydecode.config.job import OUTPUT_COLUMNS
-from raydecode.corpus.rows import BLOCK_ERROR, COLUMNS, RowFault, block_errors
+from actors.rows import VALUES, Requests, output_columns, samples_of
+from raydecode.columns import CHOICES, COLUMNS
+from raydecode.corpus.rows import BLOCK_ERROR, TYPES, OutputSchema, RowFault, block_errors
 from raydecode.events import Fault, OutcomeEvent, RowStats
 from raydecode.request import Card, DecodingSpec, Messages, Request, RowId, Text
 from tests.actors.local import job_of, prompts
@@ -79,17 +79,23 @@ def test_every_column_of_the_config_can_be_written(reason):
     fault = Fault("engine", "Deadline", "too late") if reason == "error" else None
     top = ((-0.5, ((1, -0.5), (2, -1.5))),)
     outcome = OutcomeEvent(RowId("0:0"), reason, (1,), b"b\xff", fault, top, stats=RowStats(prompt_tokens=3))
-    (sample,) = samples_of(request, [outcome], "w", tuple(OUTPUT_COLUMNS))
-    assert set(sample.columns) == set(OUTPUT_COLUMNS)
+    (sample,) = samples_of(request, [outcome], "w", tuple(CHOICES))
+    assert set(sample.columns) == set(CHOICES)
     assert sample.columns["text"] == "b\ufffd"
     assert sample.columns["logprobs"] == [-0.5]
     assert json.loads(sample.columns["decoding"])["max_tokens"] == 2
     assert (sample.error is None) == (reason == "eos")
 
 
-def test_every_column_of_the_config_has_a_type(tmp_path):
-    from actors.rows import EXTRA
-
-    assert set(OUTPUT_COLUMNS) <= {*COLUMNS, *EXTRA}
+def test_every_column_has_a_type_and_a_value_that_fits_it(tmp_path):
+    assert VALUES.keys() == COLUMNS.keys()
+    assert {one.kind for one in COLUMNS.values()} == TYPES.keys()
+    request = Request("0:0", "id", Text("ask"), DecodingSpec(max_tokens=2))
+    top = ((-0.5, ((1, -0.5), (2, -1.5))),)  # halves are the same in float32
+    outcome = OutcomeEvent(RowId("0:0"), "eos", (1,), b"b", None, top, reports=({"a": 1},))
+    schema = OutputSchema(pa.schema([]), tuple(COLUMNS)).types
+    for name, value in VALUES.items():
+        cell = value(request, outcome, "w")
+        assert pa.array([cell], schema[name]).to_pylist() == [cell], name
     job = job_of(tmp_path, prompts(1), output={"columns": ["logprobs"]}, decoding={"logprobs": 2})
     assert output_columns(job) == ("text", "finish_reason", "logprobs", "top_logprobs")

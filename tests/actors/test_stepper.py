@@ -68,13 +68,13 @@ def test_a_row_wider_than_the_engine_runs_alone():
     assert all(len(outcomes) == 5 for outcomes in collect(stepper, 3, wake).values())
 
 
-def test_a_refused_request_ends_with_one_outcome_and_frees_its_slots():
+def test_a_refused_request_ends_all_its_samples_and_frees_their_slots():
     wake = threading.Event()
     stepper = Stepper(lambda: ToyEngine(slots=4, context=8), 4, wake.set)
     stepper.start()
     stepper.feed([Request("long", "x", Text("a" * 50), DecodingSpec(max_tokens=5, n=3)), *requests(6, n=1)[:1]])
     out = collect(stepper, 2, wake)
-    assert [one.reason for one in out["long"]] == ["error"]
+    assert [(one.row.sample, one.reason) for one in out["long"]] == [(s, "error") for s in range(3)]
     assert stepper._held == 0
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 
 from raydecode.config import DecodingConfig, JobConfig, LimitsConfig
-from raydecode.config.job import OUTPUT_COLUMNS
 from raydecode.request import DecodingSpec
 
 
@@ -17,12 +16,6 @@ def test_limits_are_those_of_the_ledger():
     ours = {name: field.default for name, field in LimitsConfig.model_fields.items()}
     theirs = {field.name: field.default for field in dataclasses.fields(Limits)}
     assert ours.items() <= theirs.items()
-
-
-def test_every_output_column_is_filled_by_the_actors():
-    from actors.rows import _COLUMNS
-
-    assert OUTPUT_COLUMNS.keys() <= _COLUMNS.keys()
 
 
 def test_the_section_has_every_field_of_a_spec_with_its_default():

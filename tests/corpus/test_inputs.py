@@ -596,6 +596,36 @@ def test_plan_shrinks_towards_the_end(tmp_path):
     assert Cover(plan_units(corpus, done)) == Cover([Span(0, 100, 150), Span(0, 299, 300)])
 
 
+@pytest.mark.parametrize("repeats", [False, True], ids=["plain", "repeated"])
+def test_large_rows_make_small_units_and_lots(tmp_path, repeats):
+    """Bytes bound what one task reads: 600 rows of 64 KiB are five units, not one. Of texts that repeat, the footer
+    tells a thousandth of the bytes."""
+    rows = [f"{0 if repeats else i:08d}" * 8192 for i in range(600)]
+    pq.write_table(pa.table({"k": [str(i) for i in range(600)], "q": rows}), tmp_path / "a.parquet", row_group_size=500)
+    corpus = corpus_of(tmp_path / "a.parquet", tmp_path, id="k")
+    units = plan_units(corpus, Cover(), block_rows=1024)
+    assert max(unit.size for unit in units) <= 128
+    lots = group_reads(corpus, units)
+    sizes = [sum(block.nbytes for _, block in read_units(corpus, lot)) for lot in lots]
+    assert max(sizes) < 9 << 20
+    assert len(lots) < 10
+    assert Cover(unit for lot in lots for unit in lot) == Cover([corpus.files[0].span])
+
+
+def test_short_lines_are_bounded_by_their_number(tmp_path):
+    (tmp_path / "a.txt").write_text("x\n" * 30_000)
+    corpus = corpus_of(tmp_path / "a.txt", tmp_path)
+    lots = group_reads(corpus, plan_units(corpus, Cover()))
+    assert max(sum(corpus.rows_in(unit) for unit in lot) for lot in lots) <= 8192
+
+
+def test_a_huge_row_group_is_read_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "GROUP_BYTES", 1 << 10)
+    pq.write_table(pa.table({"q": [f"text {i}" for i in range(3000)]}), tmp_path / "a.parquet")
+    corpus = corpus_of(tmp_path / "a.parquet", tmp_path)
+    assert [row["q"] for row in block_rows(read_all(corpus, 2, 700))] == [f"text {i}" for i in range(3000)]
+
+
 def test_covered_files_are_not_opened(tmp_path, monkeypatch):
     path = write_lines(tmp_path / "a.jsonl", [{"q": 1}])
     corpus = corpus_of(path, tmp_path)

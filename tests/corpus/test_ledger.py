@@ -213,6 +213,18 @@ def test_blocks_go_out_once_and_lost_ones_as_units():
     assert isinstance(one.next("c", 1), Wait)
 
 
+def test_offers_are_bounded_in_bytes_but_never_none():
+    one, _ = ledger(limits=Limits(queue=4, queue_bytes=100))
+    one.offer("huge", Span(0, 0, 2), 1000)
+    assert not one.hungry(), "bytes, though only one of four"
+    one.next("a", 1)
+    assert one.hungry()
+    one.offer("r", Span(0, 2, 3), 60)
+    assert one.hungry()
+    one.offer("r", Span(0, 3, 4), 60)
+    assert not one.hungry()
+
+
 def test_commit_is_refused_for_rows_that_are_not_leased():
     one, _ = ledger()
     one.offer("r", Span(0, 0, 4))

@@ -29,6 +29,7 @@ class Run:
         self._log = file.with_suffix(f".{time.monotonic_ns()}.log")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         env.pop("RAY_ADDRESS", None)
+        env["PYTHONFAULTHANDLER"] = "1"
         command = [sys.executable, str(ROOT / "tests" / "pipelines" / "driver.py"), str(file), *flags]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
@@ -61,6 +62,8 @@ class Run:
             return self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self.look()
+            signal_to(self.process.pid, signal.SIGABRT)  # the fault handler writes every thread's stack
+            time.sleep(5)
             self.reap()
             raise AssertionError(f"the run hangs: {self.output()}") from None
 

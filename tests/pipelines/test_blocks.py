@@ -9,6 +9,7 @@ import pytest
 from pipelines import blocks
 from raydecode.corpus.intervals import Span
 
+MANY = 1 << 40
 LOTS = [[Span(i, 100 * j, 100 * j + 7) for j in range(5)] for i in range(4)]
 
 
@@ -35,12 +36,13 @@ def test_every_lot_comes_once_with_its_own_rows(ray_session):
     import ray
 
     seen = {}
-    for ref, units in blocks.stream(LOTS, [partial(read, lot) for lot in LOTS], prepare, ahead=6):
-        block = ray.get(ref)
+    for one in blocks.stream(LOTS, [partial(read, lot) for lot in LOTS], prepare, ahead=6, ahead_bytes=MANY):
+        block = ray.get(one.ref)
         keys = block["_key"].to_pylist()
         assert block["_text"].to_pylist() == [f"row {k}" for k in keys]
-        assert tuple(units) not in seen
-        seen[tuple(units)] = keys
+        assert one.size_bytes == pytest.approx(block.nbytes, rel=0.5)
+        assert tuple(one.units) not in seen
+        seen[tuple(one.units)] = keys
     assert seen == {tuple(lot): [k for unit in lot for k in range(unit.start, unit.stop)] for lot in LOTS}
 
 
@@ -52,14 +54,14 @@ def test_readers_stop_when_nobody_pulls(ray_session, tmp_path):
             (tmp_path / str(unit.start)).touch()
             yield unit, table(unit)
 
-    stream = blocks.stream(lots, [partial(counted, lot) for lot in lots], prepare, ahead=6)
+    stream = blocks.stream(lots, [partial(counted, lot) for lot in lots], prepare, ahead=6, ahead_bytes=MANY)
     first = next(stream)
     before = -1
     while len(list(tmp_path.iterdir())) != before:  # until the readers stand still
         before = len(list(tmp_path.iterdir()))
         time.sleep(2)
     assert before <= 2 * (6 + 4), "the queue, and what the consumer's side holds"
-    assert sorted([first[1], *(units for _, units in stream)]) == lots
+    assert sorted(one.units for one in [first, *stream]) == lots
 
 
 def test_a_failing_task_raises_and_does_not_hang(ray_session):
@@ -67,8 +69,33 @@ def test_a_failing_task_raises_and_does_not_hang(ray_session):
         raise OSError("disk gone")
 
     with pytest.raises(Exception, match="disk gone"):
-        list(blocks.stream(LOTS, [partial(broken, lot) for lot in LOTS], prepare, ahead=6))
+        list(blocks.stream(LOTS, [partial(broken, lot) for lot in LOTS], prepare, ahead=6, ahead_bytes=MANY))
 
 
 def test_no_units_no_ray():
-    assert list(blocks.stream([], [], prepare, ahead=6)) == []
+    assert list(blocks.stream([], [], prepare, ahead=6, ahead_bytes=MANY)) == []
+
+
+def test_readers_stop_at_bytes_before_they_stop_at_blocks(ray_session, tmp_path):
+    """Blocks of 4 MiB, 24 MiB ahead: six or so are read, of the 60 that their number alone would allow."""
+    lots = [[Span(0, i, i + 1)] for i in range(60)]
+
+    def large(lot):
+        (tmp_path / str(lot[0].start)).touch()
+        yield lot[0], table(lot[0]).append_column("text", pa.array(["x" * (4 << 20)]))
+
+    stream = blocks.stream(lots, [partial(large, lot) for lot in lots], prepare, ahead=60, ahead_bytes=24 << 20)
+    first = next(stream)
+    assert first.size_bytes > 4 << 20
+    before = -1
+    while len(list(tmp_path.iterdir())) != before:
+        before = len(list(tmp_path.iterdir()))
+        time.sleep(2)
+    assert before <= 6 + 4, "what the bytes allow, and what the consumer's side holds"
+    assert sorted(one.units for one in [first, *stream]) == lots
+
+
+def test_a_lot_larger_than_foreseen_is_cut(monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_BYTES", 100)
+    kept = list(blocks._bounded((unit, table(unit)) for unit in LOTS[0]))
+    assert [one.num_rows for one in kept] == [7, 7], "84 bytes a unit: the second one makes it full"

@@ -101,7 +101,8 @@ class VllmEngine:
         except Exception as error:  # whatever is wrong with this row ends this row
             kind, message = getattr(error, "kind", type(error).__name__), getattr(error, "message", str(error))
             fault = Fault(getattr(error, "stage", "request"), kind, message)
-            self._outbox.append(OutcomeEvent(RowId(request.id), "error", (), b"", fault, stats=RowStats()))
+            rows = (RowId(request.id, sample) for sample in range(max(1, request.decoding.n)))
+            self._outbox += [OutcomeEvent(row, "error", (), b"", fault, stats=RowStats()) for row in rows]
 
     def step(self) -> list[Event]:
         events, self._outbox = self._outbox, []
