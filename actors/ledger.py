@@ -19,8 +19,9 @@ from typing import Any, cast
 from raydecode.corpus.inputs import Corpus
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.ledger import Kill, Ledger, Limits, Orders, Progress, Reply
-from raydecode.corpus.log import Fenced, Log, Owner
+from raydecode.corpus.log import Fenced, Log
 from raydecode.corpus.messages import Cause, Committed, Refused
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import PartMeta, State
 from raydecode.corpus.storage import is_full, open_storage
 from raydecode.errors import JobError

@@ -28,6 +28,7 @@ from actors.prepare import Prepare, read_ready
 from actors.rows import output_columns
 from pipelines.session import cpus_of, free, ray_session, resources
 from raydecode.config import JobConfig
+from raydecode.corpus.history import finished, replay
 from raydecode.corpus.inputs import (
     Corpus,
     InputFile,
@@ -42,7 +43,8 @@ from raydecode.corpus.inputs import (
 )
 from raydecode.corpus.intervals import Span
 from raydecode.corpus.ledger import Limits, Progress
-from raydecode.corpus.log import Fenced, Owner, finished, replay
+from raydecode.corpus.log import Fenced
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import State, schema_from_text, schema_to_text
 from raydecode.corpus.rows import OutputSchema
 from raydecode.corpus.storage import Storage, open_storage, prepare

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import raydecode
 from raydecode.config import JobConfig
-from raydecode.corpus.log import parts_of, records, replay
+from raydecode.corpus.history import parts_of, records, replay
 from raydecode.corpus.records import State
 from raydecode.corpus.storage import Storage, open_storage
 from raydecode.errors import UserError

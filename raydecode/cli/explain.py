@@ -34,7 +34,7 @@ def command(
 
 def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> dict[str, Any]:
     """The stored row, the request it was made from, one entry per token, and the verdict."""
-    from raydecode.corpus.log import replay
+    from raydecode.corpus.history import replay
     from raydecode.corpus.storage import open_storage
 
     storage = open_storage(output)
@@ -68,7 +68,7 @@ def _job_of(storage: Any, model: str | None) -> Any:
     import json
 
     from raydecode.config import JobConfig
-    from raydecode.corpus.log import replay
+    from raydecode.corpus.history import replay
 
     try:
         facts = json.loads(storage.read("report.json"))["facts"]
@@ -96,7 +96,7 @@ def _find(storage: Any, id: str, sample: int) -> Any:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from raydecode.corpus.log import parts_of, replay
+    from raydecode.corpus.history import parts_of, replay
 
     beside: list[str] = []
     for part in parts_of(storage, replay(storage).job_at):

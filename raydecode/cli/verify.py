@@ -46,7 +46,7 @@ def command(
 def _configuration(storage: Storage, job: str | None) -> list[Finding]:
     """Is the job in the log the one that the report describes, and the one in the file `job`?"""
     from raydecode.config import JobConfig, load_job
-    from raydecode.corpus.log import refuse_difference, replay
+    from raydecode.corpus.history import refuse_difference, replay
     from raydecode.corpus.verify import Finding
     from raydecode.errors import UserError
 

@@ -1,17 +1,20 @@
 """Rows, ids, resume: the pure core of the batch pipeline. No Ray, no engine.
 
 storage   the file-system calls the protocol stands on          log       the commit log: one record is the commit
-discover  which files, and are they what they were              records   what the log says, and its fold
-inputs    positions, units, blocks                              ledger    leases, blame, watchdog (pure)
+discover  which files, and are they what they were              history   the same log, read
+inputs    positions, units                                      records   what the log says, and its fold
+reading   a span of a file to a block                           ledger    leases and blame (pure)
+staging   files that cannot be cut: a copy that can             workers   what it knows of a worker, watchdog
 templates columns to prompts                                    hunt      finding the row that kills engines
 rows      the output's schema                                   parts     a worker's finished rows as a file
 verify    re-check a finished output                            eta       time left, with an interval
 """
 
+from raydecode.corpus.history import Summary, finished, replay
 from raydecode.corpus.inputs import Corpus, InputFile, discover, open_corpus, plan_units, read_unit
 from raydecode.corpus.intervals import Cover, IntervalSet, Span
 from raydecode.corpus.ledger import Ledger
-from raydecode.corpus.log import Fenced, Log, Summary, finished, replay
+from raydecode.corpus.log import Fenced, Log
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.parts import PartBuilder
 from raydecode.corpus.rows import OutputSchema, RowFault, Sample

@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from raydecode.corpus.eta import Estimate, Eta
 from raydecode.corpus.hunt import Hunt
@@ -45,6 +45,7 @@ from raydecode.corpus.messages import (
 )
 from raydecode.corpus.records import PartMeta
 from raydecode.corpus.rows import RowFault
+from raydecode.corpus.workers import Worker, spare_rows
 
 __all__ = [
     "Committed",
@@ -64,26 +65,6 @@ __all__ = [
 
 _WAIT_S = 0.05
 _ASK_AGAIN_S = 5.0  # a worker that was asked to give rows back has this long to answer
-
-
-@dataclass(slots=True)
-class _Worker:
-    assigned: Cover = field(default_factory=Cover)  # with the worker, not committed
-    condemned: set[Span] = field(default_factory=set)
-    slots: dict[Span, float] = field(default_factory=dict)  # row -> when it started
-    ready: set[Span] = field(default_factory=set)  # finished, not committed
-    ticket: int = -1
-    reply: Reply | None = None
-    tokens: int = 0
-    waiting: int = 0
-    peak: int = 0  # most rows ever in slots
-    step_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
-    progress_at: float = 0.0
-    asked_at: float | None = None
-    asked_for: str = ""
-    gifts: deque[Span] = field(default_factory=deque)  # rows another worker gave back for this one
-    draining: bool = False
-    killed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +102,7 @@ class Ledger:
         self._offered: deque[_Offer] = deque()
         self._pool: deque[Span] = deque()
         self._input_done = False
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, Worker] = {}
         self._gone: set[str] = set()
         self._committed: set[str] = set()
         self._starving: set[str] = set()
@@ -317,20 +298,8 @@ class Ledger:
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
             self._heartbeat()
-        out: list[Kill | End] = []
-        for name, me in self._workers.items():
-            limit = self._limits.first_step_s
-            if me.step_s:
-                limit = max(self._limits.stall_s, self._limits.stall_steps * statistics.median(me.step_s))
-            if me.slots and not me.killed and now - me.progress_at > limit:
-                me.killed = True
-                rows = ", ".join(f"{r.input}:{r.start}" for r in sorted(me.slots)[:5])
-                out.append(
-                    Kill(
-                        name,
-                        f"no token for {now - me.progress_at:.0f} s with {len(me.slots)} rows running ({rows} ...)",
-                    )
-                )
+        late = ((name, me, me.overdue(now, self._limits)) for name, me in self._workers.items())
+        out: list[Kill | End] = [me.kill(name, reason) for name, me, reason in late if reason]
         quiet = now - self._active_at
         started = any(me.assigned for me in self._workers.values()) or (self._input_done and self._workers)
         watched = any(me.slots and not me.killed for me in self._workers.values())  # the watchdog above sees to them
@@ -366,7 +335,7 @@ class Ledger:
 
     # decisions
 
-    def _decide(self, worker: str, me: _Worker) -> Reply:
+    def _decide(self, worker: str, me: Worker) -> Reply:
         if self._left == 0:
             self._complete()
             return Stop(self._ended or "finished")
@@ -399,35 +368,26 @@ class Ledger:
         return Wait(_WAIT_S)
 
     def _grant(
-        self, me: _Worker, ref: object, unit: Span, todo: tuple[Span, ...], fault: RowFault | None = None
+        self, me: Worker, ref: object, unit: Span, todo: tuple[Span, ...], fault: RowFault | None = None
     ) -> Lease:
         for span in todo:
             me.assigned.add(span)
         self._lease += 1
         return Lease(self._lease, unit, ref, todo, fault)
 
-    def _ask_back(self, worker: str, me: _Worker, now: float) -> int:
-        """At the tail, rows that wait at one worker fill the free slots of another, or even out the two queues.
-
-        What comes back is reserved for the worker it was asked for: whoever asks first would often be the giver.
-        """
+    def _ask_back(self, worker: str, me: Worker, now: float) -> int:
+        """At the tail, rows that wait at one worker for another that has none: how many, or 0."""
         if me.asked_at is not None and now - me.asked_at < _ASK_AGAIN_S:
             return 0
         if self._pool or self._offered or not self._input_done or self._hunt.of(worker) is not None:
             return 0
-        peak = max(one.peak for one in self._workers.values())
-        for name in sorted(self._starving - {worker}):
-            other = self._workers[name]
-            if other.waiting or other.gifts or self._hunt.of(name) is not None:
-                continue
-            free = peak - len(other.slots)
-            give = min(me.waiting, free) if free > 0 else me.waiting // 2
-            if give > 0:
-                me.asked_at, me.asked_for = now, name
-                return give
-        return 0
+        idle = {n: self._workers[n] for n in sorted(self._starving - {worker}) if self._hunt.of(n) is None}
+        give, receiver = spare_rows(me, idle, peak=max(one.peak for one in self._workers.values()))
+        if give:
+            me.asked_at, me.asked_for = now, receiver
+        return give
 
-    def _fault(self, me: _Worker, part: PartMeta, before: Cover) -> str | None:
+    def _fault(self, me: Worker, part: PartMeta, before: Cover) -> str | None:
         """Why a part may not be committed."""
         if part.cover.intersect(before):
             return f"part {part.name} covers rows of another part in the same commit"
@@ -438,7 +398,7 @@ class Ledger:
             return f"part {part.name} is of attempt {part.attempt}, this is {self.log.attempt}"
         return None
 
-    def _settle(self, worker: str, me: _Worker, cover: Cover) -> None:
+    def _settle(self, worker: str, me: Worker, cover: Cover) -> None:
         for span in cover.spans():
             me.assigned.remove(span)
         self._left -= cover.size
@@ -454,7 +414,7 @@ class Ledger:
         elif self.log.state.weight >= self._limits.error_rows:
             self._check_errors()
 
-    def _release(self, me: _Worker, parts: Sequence[PartMeta]) -> None:
+    def _release(self, me: Worker, parts: Sequence[PartMeta]) -> None:
         """A refused commit: what the worker really had of it goes back to the pool."""
         for part in parts:
             for span in part.cover.intersect(me.assigned).spans():
@@ -463,7 +423,7 @@ class Ledger:
         me.slots = {row: at for row, at in me.slots.items() if me.assigned.covers(row)}
         me.ready = {row for row in me.ready if me.assigned.covers(row)}
 
-    def _bury(self, worker: str, me: _Worker) -> None:
+    def _bury(self, worker: str, me: Worker) -> None:
         """The worker is no more: what it held goes to the pool, except what the hunt holds."""
         del self._workers[worker]
         self._gone.add(worker)
@@ -551,14 +511,14 @@ class Ledger:
     def _in_flight(self) -> int:
         return sum(len(me.slots) + len(me.ready) for me in self._workers.values())
 
-    def _worker(self, name: str) -> _Worker:
+    def _worker(self, name: str) -> Worker:
         me = self._workers.get(name)
         if me is None:
-            me = self._workers[name] = _Worker(progress_at=self._clock())
+            me = self._workers[name] = Worker(progress_at=self._clock())
             self._start_failures.clear()
             self._active_at = self._clock()
         return me
 
-    def _alive(self, name: str) -> _Worker | None:
+    def _alive(self, name: str) -> Worker | None:
         """The worker, or None when it is gone (its late messages count for nothing)."""
         return self._workers.get(name)

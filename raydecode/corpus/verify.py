@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydecode.corpus.discover import discover
+from raydecode.corpus.history import parts_of, replay
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.log import parts_of, replay
 from raydecode.corpus.parts import id_hashes
 from raydecode.corpus.records import PartMeta, State, ids_name
 from raydecode.corpus.storage import Storage

@@ -10,9 +10,10 @@ from actors.generation import GenerationActor
 from actors.ledger import Block, LedgerActor
 from actors.prepare import Prepare, read_ready
 from raydecode.config import JobConfig
+from raydecode.corpus.history import replay
 from raydecode.corpus.inputs import discover, group_reads, open_corpus, plan_units
-from raydecode.corpus.log import Owner, replay
 from raydecode.corpus.messages import Limits
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import schema_to_text
 from raydecode.corpus.storage import open_storage
 from raydecode.engine.toy import ToyEngine

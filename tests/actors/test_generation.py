@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from actors.generation import EngineDied
-from raydecode.corpus.log import replay
+from raydecode.corpus.history import replay
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.storage import open_storage
 from raydecode.engine.toy import ToyEngine

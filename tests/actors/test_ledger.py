@@ -7,8 +7,10 @@ import time
 
 import pytest
 
-from raydecode.corpus.log import Fenced, Log, Owner, replay
+from raydecode.corpus.history import replay
+from raydecode.corpus.log import Fenced, Log
 from raydecode.corpus.messages import Lease, Limits, Stop, Wait
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import schema_to_text
 from raydecode.corpus.storage import open_storage
 from raydecode.errors import JobError, UserError

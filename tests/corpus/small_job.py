@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable
 
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.log import Fenced, Log, Owner
+from raydecode.corpus.log import Fenced, Log
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import InputFile, PartMeta, temporary_folder
 from raydecode.corpus.storage import Storage
 

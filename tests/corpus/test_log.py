@@ -12,8 +12,10 @@ from dataclasses import replace
 
 import pytest
 
+from raydecode.corpus.history import finished, record_name, records, replay
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.log import Fenced, Log, Owner, finished, record_name, records, replay
+from raydecode.corpus.log import Fenced, Log
+from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import PartMeta
 from raydecode.corpus.storage import FsspecStorage, LocalStorage
 from raydecode.errors import JobError, UserError

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydecode.corpus.discover import discover
+from raydecode.corpus.history import finished
 from raydecode.corpus.inputs import open_corpus, plan_units, read_unit
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.ledger import Committed, Lease, Ledger, Stop
-from raydecode.corpus.log import Fenced, Log, finished
+from raydecode.corpus.log import Fenced, Log
 from raydecode.corpus.messages import Suspects
 from raydecode.corpus.parts import PartBuilder
 from raydecode.corpus.records import schema_from_text, schema_to_text

@@ -12,7 +12,8 @@ import threading
 
 import pytest
 
-from raydecode.corpus.log import Fenced, finished, replay
+from raydecode.corpus.history import finished, replay
+from raydecode.corpus.log import Fenced
 from raydecode.corpus.storage import FsspecStorage, LocalStorage, is_full, open_storage, prepare
 from raydecode.errors import UserError
 from tests.corpus.faulty_store import FaultyStore

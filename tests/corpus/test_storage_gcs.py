@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from raydecode.corpus.log import Fenced, finished
+from raydecode.corpus.history import finished
+from raydecode.corpus.log import Fenced
 from raydecode.corpus.storage import open_storage, prepare
 from raydecode.errors import UserError
 from tests.corpus.small_job import INPUTS, JOB, check_complete, check_visible, open_log, run, write

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from raydecode.corpus.log import Fenced, finished
+from raydecode.corpus.history import finished
+from raydecode.corpus.log import Fenced
 from raydecode.corpus.storage import FsspecStorage, prepare
 from tests.corpus.small_job import INPUTS, JOB, check_complete, check_visible, open_log, run, write
 

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.generate import run
 from raydecode.config import JobConfig
-from raydecode.corpus.log import records, replay
+from raydecode.corpus.history import records, replay
 from raydecode.corpus.storage import open_storage
 
 STORE_BYTES = 80 << 20

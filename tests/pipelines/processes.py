@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raydecode.config import JobConfig
-from raydecode.corpus.log import replay
+from raydecode.corpus.history import replay
 from raydecode.corpus.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]

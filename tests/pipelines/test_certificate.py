@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from raydecode import assemble
-from raydecode.corpus.log import replay
+from raydecode.corpus.history import replay
 from raydecode.corpus.storage import open_storage
 from tests.actors.local import LocalJob, job_of, prompts, rows_of, toy, write_jsonl
 

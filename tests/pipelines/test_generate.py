@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.generate import run
-from raydecode.corpus.log import replay
+from raydecode.corpus.history import replay
 from raydecode.corpus.storage import open_storage
 from raydecode.corpus.verify import verify
 from raydecode.errors import JobError, UserError

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from pipelines.generate import run
-from raydecode.corpus.log import records
+from raydecode.corpus.history import records
 from raydecode.corpus.storage import open_storage
 from tests.actors.local import LocalJob, job_of, prompts, rows_of
 from tests.pipelines.processes import Run, command_line, signal_to
