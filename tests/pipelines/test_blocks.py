@@ -47,7 +47,7 @@ def test_every_lot_comes_once_with_its_own_rows(ray_session):
 
 
 def test_readers_stop_when_nobody_pulls(ray_session, tmp_path):
-    lots = [[Span(0, 2 * i, 2 * i + 1), Span(0, 2 * i + 1, 2 * i + 2)] for i in range(150)]
+    lots = [[Span(0, 2 * i, 2 * i + 1), Span(0, 2 * i + 1, 2 * i + 2)] for i in range(60)]
 
     def counted(lot):
         for unit in lot:
@@ -59,7 +59,7 @@ def test_readers_stop_when_nobody_pulls(ray_session, tmp_path):
     before = -1
     while len(list(tmp_path.iterdir())) != before:  # until the readers stand still
         before = len(list(tmp_path.iterdir()))
-        time.sleep(2)
+        time.sleep(1)
     assert before <= 2 * (6 + 4), "the queue, and what the consumer's side holds"
     assert sorted(one.units for one in [first, *stream]) == lots
 
@@ -90,7 +90,7 @@ def test_readers_stop_at_bytes_before_they_stop_at_blocks(ray_session, tmp_path)
     before = -1
     while len(list(tmp_path.iterdir())) != before:
         before = len(list(tmp_path.iterdir()))
-        time.sleep(2)
+        time.sleep(1)
     assert before <= 6 + 4, "what the bytes allow, and what the consumer's side holds"
     assert sorted(one.units for one in [first, *stream]) == lots
 
