@@ -28,7 +28,7 @@ def on_cluster(tmp_path, job, steps):
 
 def sections(folder, out, actors):
     return {
-        "engine": {"slots": 4, "options": {"step_s": 0.02}},
+        "engine": {"slots": 4, "options": {"step_s": 0.06}},
         "decoding": {"max_tokens": 24, "seed": 5, "sampler": [{"name": "temperature", "value": 0.9}]},
         "output": {"path": str(folder / out), "flush_s": 0.2},
         "actors": actors,

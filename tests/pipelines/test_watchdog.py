@@ -10,7 +10,7 @@ from raydecode.corpus.storage import open_storage
 from tests.actors.local import LocalJob, job_of, prompts, rows_of
 from tests.pipelines.processes import Run, command_line, signal_to
 
-LIMITS = {"stall_s": 3, "stall_steps": 5}
+LIMITS = {"stall_s": 3, "stall_steps": 5, "first_step_s": 10}
 
 
 def causes(job):
