@@ -166,8 +166,11 @@ class Ledger:
         the ledger does not know is blamed on nobody, and three such deaths end the job."""
         me = self._alive(worker)
         if me is not None:
-            now = me.progress_at = self._clock()
-            me.slots |= {row: now for row in rows if me.assigned.covers(row) and row not in me.ready | me.slots.keys()}
+            now = self._clock()
+            new = [row for row in rows if me.assigned.covers(row) and row not in me.ready | me.slots.keys()]
+            if new:  # a report with nothing in it is a living process, not a living engine
+                me.progress_at = now
+            me.slots |= dict.fromkeys(new, now)
             me.peak = max(me.peak, len(me.slots))
 
     def finished(self, worker: str, rows: Iterable[Span], tokens: Iterable[int] = ()) -> None:
@@ -180,7 +183,8 @@ class Ledger:
             me.ready.update(rows)
             for length in tokens:
                 self._estimate.finished(length)
-            me.progress_at = self._clock()
+            if rows:
+                me.progress_at = self._clock()
 
     def beat(self, worker: str, tokens: int, waiting: int, step_s: float | None = None) -> Orders:
         """Every second or so. tokens: generated since the worker's start; waiting: rows it holds that have not

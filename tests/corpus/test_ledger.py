@@ -213,6 +213,22 @@ def test_blocks_go_out_once_and_lost_ones_as_units():
     assert isinstance(one.next("c", 1), Wait)
 
 
+def test_reports_with_nothing_in_them_do_not_keep_a_hung_engine_alive():
+    """Its process still reports every second; the engine's thread is what hangs."""
+    one, clock = ledger(limits=Limits(stall_s=5, stall_steps=1, first_step_s=5))
+    one.offer("r", Span(0, 0, 4))
+    one.next("a", 1)
+    one.started("a", rows(0))
+    kills = []
+    for _ in range(10):
+        clock.now += 1
+        one.started("a", [])
+        one.finished("a", [])
+        one.beat("a", 0, 3, 0.01)
+        kills += [order for order in one.tick() if isinstance(order, Kill)]
+    assert [kill.worker for kill in kills] == ["a"]
+
+
 def test_offers_are_bounded_in_bytes_but_never_none():
     one, _ = ledger(limits=Limits(queue=4, queue_bytes=100))
     one.offer("huge", Span(0, 0, 2), 1000)
