@@ -40,8 +40,9 @@ docs: .installed-dev  ## refresh what the docs take from the code, build the man
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/mkdocs build --strict
 
-bench: .installed-dev  ## throughput against raw vLLM, ray.data.llm and transformers
+bench: .installed-dev  ## throughput of whole jobs, and of the engines, against vLLM, ray.data.llm and transformers
 	@$(BIN)/python benchmarks/generate.py --json out/benchmark.json $(ARGS)
+	@$(BIN)/python benchmarks/engine.py --json out/engine.json
 
 lock:  ## resolve all dependencies anew into infra/constraints*.txt
 	@$(INSTALL) --lock
