@@ -223,7 +223,9 @@ def run_leg(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = [f"{'rows':>5} {'engine':<14} {'tokens/s':>9} {'of transformers':>16} {'of vllm':>8} {'start s':>8} {'MiB':>6}"]
+    lines = [
+        f"{'rows':>5} {'engine':<14} {'tokens/s':>9} {'of transformers':>16} {'of vllm':>8} {'start s':>8} {'MiB':>6}"
+    ]
     by = {(r["engine"], r["rows"]): r for r in found["rate"] if "tokens_per_s" in r}
     for r in found["rate"]:
         if "error" in r:
@@ -240,7 +242,9 @@ def table(found: dict[str, Any]) -> str:
         lines += ["", "one forward over T new nodes, of T = 1", "T".rjust(5) + "".join(f"{t:>7}" for t in TREE)]
         for shape in ("chain", "tree"):
             costs = {int(t): ms for t, ms in found["tree"][shape].items()}
-            lines.append(f"{shape:>5}" + "".join(f"{costs[t] / costs[1]:>7.2f}" for t in TREE) + f"   T=1: {costs[1]:.1f} ms")
+            lines.append(
+                f"{shape:>5}" + "".join(f"{costs[t] / costs[1]:>7.2f}" for t in TREE) + f"   T=1: {costs[1]:.1f} ms"
+            )
     for one in found["overhead"]:
         if "share" in one:
             lines.append(f"not the model, 32 rows, {one['chains']} sampler chain(s): {one['share']:.1%} of a step")
@@ -259,7 +263,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for engine in ENGINES:
-        points = [(r["rows"], r["tokens_per_s"]) for r in found["rate"] if r["engine"] == engine and "tokens_per_s" in r]
+        points = [
+            (r["rows"], r["tokens_per_s"]) for r in found["rate"] if r["engine"] == engine and "tokens_per_s" in r
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=engine)
     axes.set_xscale("log", base=2)
