@@ -96,6 +96,10 @@ class Lane(Protocol):
         stay."""
         ...
 
+    def read(self, slot: int, source: Sequence[int]) -> None:
+        """Encode a source into a slot: only encoder-decoders have this, and `starts`, the decoder's first ids."""
+        ...
+
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
         """Keep `length` tokens and then the tree nodes of `path` (offsets behind `length`); drop the rest."""
         ...

@@ -139,7 +139,14 @@ class Loop:
         foreign = next((id for id in (*ids, *request.resume) if not 0 <= id < size), None)
         if foreign is not None:
             raise RowError("request", "BadToken", f"token {foreign} is not in a vocabulary of {size}")
-        fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, request.overflow)
+        source: tuple[int, ...] = ()
+        starts = tuple(getattr(self.lane, "starts", ()))
+        if starts:  # an encoder-decoder: the prompt is the encoder's, with a context of its own
+            whole = fit_prompt(len(ids), 1, self.lane.context + 1, request.overflow)
+            if isinstance(whole, Fault):
+                raise RowError(whole.stage, whole.kind, whole.message)
+            source, ids = whole.cut(ids), list(starts)
+        fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, "error" if starts else request.overflow)
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
         ids = list(fit.cut(ids))
@@ -154,6 +161,7 @@ class Loop:
             row = Row(
                 RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens
             )
+            row.source = source
             row.replay, row.needs, row.submitted_at = request.resume, needs, self.clock()
             row.inside = asked(spec, self.lane.sites)
             row.horizon = min((h for h in horizons if h is not None), default=None)
@@ -245,7 +253,7 @@ class Loop:
     def _outcome(self, row: Row) -> OutcomeEvent:
         now = self.clock()
         stats = RowStats(
-            prompt_tokens=row.prompt_len,
+            prompt_tokens=len(row.source) or row.prompt_len,
             cached_tokens=row.cached_at_start,
             forwards=row.forwards,
             drafted=row.drafted,

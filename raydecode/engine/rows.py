@@ -23,6 +23,7 @@ class Row:
     """One sample in flight. Between steps context[cached:] is not in the cache and ends with the pending token.
 
     context:  prompt and output ids
+    source:   what an encoder reads first; the prompt is then the decoder's start alone
     limit:    most output tokens after the overflow policy
     sampler_state, monitor_state: one entry per card; the states of the text so far
     needs:    what its monitors and `logprobs` want in token events
@@ -41,6 +42,7 @@ class Row:
     context: list[int]
     prompt_len: int
     limit: int
+    source: tuple[int, ...] = ()
     sampler_state: list[dict[str, float]] = field(default_factory=list)
     monitor_state: list[Any] = field(default_factory=list)
     drafter_state: Any = None

@@ -38,6 +38,8 @@ class Schedule:
                     row.slot, row.cached = -1, 0
                     return
             self._free.pop()
+            if row.source and row.leader is None:
+                cast(SourceLane, self.lane).read(row.slot, row.source)
             self.running.append(self.waiting.popleft())
             row.admitted_at = row.admitted_at or self.clock()
         self.fork()

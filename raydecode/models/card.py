@@ -24,6 +24,7 @@ from raydecode.models.weights import DTYPES, shards
 
 STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn"}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+SEQ2SEQ_ENDINGS = ("ForConditionalGeneration", "MTModel")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -45,6 +46,7 @@ class ModelCard:
     dtype: str
     file_bytes: int
     tied: bool
+    encoder_decoder: bool = False
 
     def weight_bytes(self, dtype: str = "auto") -> int:
         return self.file_bytes if dtype in ("auto", self.dtype) else self.parameters * BYTES[dtype]
@@ -96,7 +98,7 @@ def read_card(folder: str | Path) -> ModelCard:
     whole = read_json(folder / "config.json", folder)
     architecture = _decoder(whole, folder)
     config = {**whole, **whole["text_config"]} if isinstance(whole.get("text_config"), dict) else whole
-    heads = _first(config, "num_attention_heads", "n_head", "num_heads")
+    heads = _first(config, "decoder_attention_heads", "num_attention_heads", "n_head", "num_heads")
     width = _first(config, "hidden_size", "n_embd", "d_model")
     parameters, file_bytes, dtype = _headers(folder)
     return ModelCard(
@@ -104,16 +106,20 @@ def read_card(folder: str | Path) -> ModelCard:
         architecture=architecture,
         family=str(whole.get("model_type", "unknown")),
         parameters=parameters,
-        layers=_first(config, "num_hidden_layers", "n_layer", "num_layers"),
+        layers=_first(config, "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers"),
         width=width,
         heads=heads,
         kv_heads=_first(config, "num_key_value_heads", "n_head_kv", default=heads),
-        head_dim=_first(config, "head_dim", default=width // max(1, heads)),
-        context=_first(config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len"),
+        head_dim=_first(config, "head_dim", "d_kv", default=width // max(1, heads)),
+        context=_first(
+            config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len",
+            default=512 if whole.get("is_encoder_decoder") else 0,
+        ),
         vocab=_first(config, "vocab_size"),
         dtype=dtype,
         file_bytes=file_bytes,
         tied=_tied(config, folder),
+        encoder_decoder=bool(whole.get("is_encoder_decoder")),
     )
 
 
@@ -184,12 +190,13 @@ def _headers(folder: Path) -> tuple[int, int, str]:
 
 
 def _decoder(config: dict[str, Any], folder: Path) -> str:
-    """The architecture's class name; refuses encoders, encoder-decoders and classifiers."""
+    """The architecture's class name; refuses encoders, classifiers and encoder-decoders without a language head."""
     names = config.get("architectures") or []
     architecture = str(names[0]) if names else f"{config.get('model_type', 'unknown')} (no architecture named)"
     wrong = None
     if config.get("is_encoder_decoder"):
-        wrong = "is an encoder-decoder"
+        if not architecture.endswith(SEQ2SEQ_ENDINGS):
+            wrong = "is an encoder-decoder that does not predict next tokens"
     elif not architecture.endswith(CAUSAL_ENDINGS):
         wrong = "does not predict next tokens"
     elif architecture.endswith("ForConditionalGeneration") and "text_config" not in config:

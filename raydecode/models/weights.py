@@ -123,13 +123,14 @@ def load_module(
     a CPU was 1.5 times faster with it than with "sdpa" (16 rows, Zen 4). A weight that the file lacks is an error here;
     transformers itself would initialise it at random and only warn.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     shards(folder)  # the clear error first: transformers would fall back to pickles or say "no file named ..."
     config = load_config(folder, trust_remote_code=trust_remote_code)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with _quiet_bars():
         try:
-            module, info = AutoModelForCausalLM.from_pretrained(
+            module, info = auto.from_pretrained(
                 str(folder),
                 config=config,
                 dtype=resolve_dtype(dtype) or "auto",
@@ -141,7 +142,7 @@ def load_module(
             )
         except (ValueError, OSError, ImportError) as refusal:
             raise ModelError(
-                f"{folder} cannot be loaded as a causal model: {refusal}", field="model", value=str(folder)
+                f"{folder} cannot be loaded as a language model: {refusal}", field="model", value=str(folder)
             ) from refusal
     missing = sorted(info["missing_keys"])
     if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.lane import TorchLane
+from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.errors import UserError, nearest
 from raydecode.models.memory import available_bytes
@@ -66,12 +68,17 @@ class TorchEngine(Loop):
         retain = given.pop("retain_tokens", None)
         if retain is None:
             retain = min(tokens // 4, RETAINED_BYTES // max(card.kv_bytes_per_token(self.dtype), 1))
-        lane = TorchLane(
-            folder, dtype=self.dtype, slots=slots, context=context, tokens=tokens, retain=retain,
-            trust_remote_code=trust,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "dtype": self.dtype, "slots": slots, "context": context, "trust_remote_code": trust,
+        }  # fmt: skip
+        lane: Any = (
+            Seq2SeqLane(folder, **common)
+            if card.encoder_decoder
+            else TorchLane(folder, **common, tokens=tokens, retain=retain)
+        )
         super().__init__(lane, **given, **loop)
-        self.promise_found: Promise = check_lane(lane, self.dtype)
+        with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
+            self.promise_found: Promise = check_lane(lane, self.dtype)
         found = self.promise_found
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
 

@@ -27,6 +27,7 @@ from raydecode.engine.vllm.start import start
 from raydecode.errors import Refused, RowError, UserError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent
 from raydecode.models.card import read_card
+from raydecode.models.errors import ModelError
 from raydecode.models.vocabulary import Vocabulary
 from raydecode.request import DecodingSpec, Ids, Messages, Prompt, Request, RowId, Text
 from raydecode.tree import TokenTree
@@ -61,6 +62,11 @@ class VllmEngine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         card = read_card(folder)
+        if card.encoder_decoder:
+            raise ModelError(
+                f"{folder} holds a {card.architecture}, an encoder-decoder: vLLM does not run it here", field="model",
+                value=str(folder), hint="engine.name=torch runs T5, BART and Marian",
+            )  # fmt: skip
         if max_length is not None and not 2 <= max_length <= card.context:
             raise UserError(
                 f"rows of {max_length} tokens: the model's context is {card.context}", field="engine.max_length",

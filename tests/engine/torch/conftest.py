@@ -38,11 +38,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     """Config class and its fields -> folder of a random model with a real tokenizer."""
 
     def make(config: Any, dtype: torch.dtype = torch.float32) -> Path:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         folder = tmp_path_factory.mktemp(config.model_type)
         torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_config(config, dtype=dtype)
         with torch.no_grad():  # the usual start at 0.02 gives nearly uniform attention, which hides wrong masks
             for name, weight in model.named_parameters():
                 if weight.dim() >= 2:

@@ -49,6 +49,18 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         vocab_size=384, hidden_size=48, ffn_dim=80, num_hidden_layers=2, num_attention_heads=6,
         max_position_embeddings=128, word_embed_proj_dim=48, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     ),
+    "gemma": lambda: hf.GemmaConfig(**GROUPED, head_dim=16),
+    "olmo": lambda: hf.OlmoConfig(**GROUPED),
+    "stablelm": lambda: hf.StableLmConfig(**GROUPED, partial_rotary_factor=0.25),
+    "granite": lambda: hf.GraniteConfig(**GROUPED, logits_scaling=4.0, residual_multiplier=0.5),
+    "starcoder2": lambda: hf.Starcoder2Config(**GROUPED, sliding_window=9),
+    "rope_llama3": lambda: hf.LlamaConfig(**GROUPED, rope_parameters={
+        "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}),
+    "rope_linear": lambda: hf.LlamaConfig(
+        **GROUPED, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+    "rope_yarn": lambda: hf.LlamaConfig(**GROUPED, rope_parameters={
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}),
     "olmoe": lambda: hf.OlmoeConfig(**GROUPED, num_experts=8, num_experts_per_tok=2),
     "mixtral": lambda: hf.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
 }  # fmt: skip
@@ -107,9 +119,10 @@ def test_the_promise_is_found(family: str, tiny_folder: Callable[..., Path]) -> 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ALiBi": (lambda: hf.BloomConfig(vocab_size=384, hidden_size=48, n_layer=2, n_head=4), "Bloom"),
-    "encoder-decoder": (
-        lambda: hf.T5Config(vocab_size=384, d_model=48, d_kv=8, d_ff=64, num_layers=2, num_heads=4), "T5"
-    ),
+    "rows see each other": (lambda: hf.LlamaConfig(
+        **GROUPED, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}), "longest row"),
+    "attention of its own": (lambda: hf.FalconConfig(
+        vocab_size=384, hidden_size=48, num_hidden_layers=2, num_attention_heads=4), "Falcon"),
     "attention sinks": (
         lambda: hf.GptOssConfig(
             **{**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16}
@@ -126,8 +139,7 @@ def test_what_cannot_work_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     make, name = REFUSED[kind]
     config = make()
     torch.manual_seed(0)
-    auto = hf.AutoModelForSeq2SeqLM if config.is_encoder_decoder else hf.AutoModelForCausalLM
-    auto.from_config(config).save_pretrained(tmp_path)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     byte_level_tokenizer().save_pretrained(tmp_path)
     with pytest.raises((Refused, ModelError)) as caught:
         TorchEngine(tmp_path, dtype="float32", slots=2, max_length=32)

@@ -1,0 +1,145 @@
+"""Encoder-decoders, random and tiny: greedy is transformers' generate, and a row's bits are its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from raydecode.engine.torch import TorchEngine
+from raydecode.engine.torch import seq2seq as module
+from raydecode.errors import Refused
+from raydecode.request import Card
+from tests.engine.torch.recorder import SAMPLED, Decoder, ask, drain
+
+BART = {
+    "vocab_size": 384, "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "max_position_embeddings": 160,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+T5 = {
+    "vocab_size": 384, "d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+    "relative_attention_num_buckets": 16, "relative_attention_max_distance": 40, "eos_token_id": 0, "pad_token_id": 1,
+    "decoder_start_token_id": 2, "n_positions": 160,
+}  # fmt: skip
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "t5": lambda: hf.T5Config(**T5),
+    "t5_gated": lambda: hf.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "bart": lambda: hf.BartConfig(**BART),
+    "marian": lambda: hf.MarianConfig(**BART, decoder_vocab_size=384, scale_embedding=True),
+}
+SOURCES = [[(37 * i + 11 * r) % 300 + 5 for i in range(n)] for r, n in enumerate((3, 40, 17, 90))]
+
+
+@pytest.fixture(scope="module")
+def engines(tiny_folder: Callable[..., Path]) -> Callable[[str], tuple[TorchEngine, Any]]:
+    made: dict[str, tuple[TorchEngine, Any]] = {}
+
+    def get(family: str) -> tuple[TorchEngine, Any]:
+        if family not in made:
+            folder = tiny_folder(FAMILIES[family]())
+            engine = TorchEngine(folder, dtype="float32", slots=4, max_length=150)
+            model = hf.AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()
+            made[family] = engine, model
+        return made[family]
+
+    return get
+
+
+def loop(engine: TorchEngine, slots: int = 4, **options: Any) -> Decoder:
+    lane = copy.copy(engine.lane)
+    lane.slots, lane._sources, lane._own, lane._length = slots, {}, {}, {}
+    return Decoder(lane, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_generate(family: str, engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
+    """Batches of mixed lengths, alone, and with rows coming and going: token for token, and bit for bit (logprobs)."""
+    engine, model = engines(family)
+    rows = [ask(f"r{i}", ids, sampler=(Card("greedy"),), max_tokens=14, logprobs=3) for i, ids in enumerate(SOURCES)]
+    alone = {key: one for row in rows for key, one in drain(loop(engine, 1), [row]).items()}
+    assert drain(loop(engine, 4), rows[::-1]) == alone
+    assert drain(loop(engine, 2), rows) == alone
+    texts = set()
+    for row in rows:
+        with torch.inference_mode():
+            truth = model.generate(
+                torch.tensor([row.prompt.ids]), attention_mask=torch.ones(1, len(row.prompt.ids), dtype=torch.int64),
+                do_sample=False, num_beams=1, max_new_tokens=14,
+            )[0, 1:].tolist()  # fmt: skip
+        assert list(alone[row.id, 0].tokens) == truth
+        texts.add(tuple(truth))
+    assert len(texts) > 1, "the source is read"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_promise_is_bitwise(family: str, engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
+    found = engines(family)[0].promise_found
+    assert found.promise == "bitwise", found.detail
+
+
+def test_samples_share_one_encoding_and_resume(
+    engines: Callable[[str], tuple[TorchEngine, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = engines("t5")
+    row = ask("s", SOURCES[2], sampler=SAMPLED, max_tokens=9, ignore_eos=True, n=3, logprobs=1)
+    reads = []
+    read = module.Seq2SeqLane.read
+    monkeypatch.setattr(module.Seq2SeqLane, "read", lambda lane, slot, ids: reads.append(slot) or read(lane, slot, ids))
+    together = drain(loop(engine), [row])
+    assert len(reads) == 1, "the encoder runs once per request"
+    assert together == drain(loop(engine, 1), [row])
+    assert len({one.tokens for one in together.values()}) == 3
+    single = dataclasses.replace(row, decoding=dataclasses.replace(row.decoding, n=1))
+    for cut in (1, 5, 8):
+        again = drain(loop(engine, 2), [dataclasses.replace(single, resume=together["s", 0].tokens[:cut])])["s", 0]
+        assert again == together["s", 0]
+        assert again.stats.replay_mismatches == 0
+    assert together["s", 0].stats.prompt_tokens == len(SOURCES[2])
+
+
+def test_limits_of_the_source(engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
+    engine, _ = engines("bart")
+    long = ask("long", [7] * 151, max_tokens=4)
+    found = drain(loop(engine), [long, ask("empty", [], max_tokens=4)])
+    assert found["long", 0].error.kind == "ContextOverflow"
+    assert found["empty", 0].error.kind == "EmptyPrompt"
+    cut = drain(loop(engine), [dataclasses.replace(long, overflow="cut_left")])["long", 0]
+    assert (cut.error, cut.stats.prompt_tokens) == (None, 150)
+
+
+def test_neighbours_in_the_wrong_position_show(
+    engines: Callable[[str], tuple[TorchEngine, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins: BART's positions counted along the flat call, T5's bias left out."""
+    for family, name in (("bart", "column_M"), ("t5", "_relative")):
+        engine, _ = engines(family)
+        rows = [ask(f"r{i}", ids, sampler=(Card("greedy"),), max_tokens=12, logprobs=0) for i, ids in enumerate(SOURCES)]
+        truth = drain(loop(engine), rows)
+        with monkeypatch.context() as broken:
+            if name == "_relative":
+                broken.setattr(module._Decoding, name, lambda *given: None)
+            else:
+                start = module._Decoding.__init__
+
+                def flat(self: Any, lane: Any, runs: Any, column_M: torch.Tensor, start: Any = start) -> None:
+                    start(self, lane, runs, torch.arange(len(column_M)))
+
+                broken.setattr(module._Decoding, "__init__", flat)
+            assert drain(loop(engine), rows) != truth
+
+
+def test_another_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    from tests.models.tiny import byte_level_tokenizer
+
+    config = hf.PegasusConfig(**BART)
+    hf.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="Pegasus"):
+        TorchEngine(tmp_path, dtype="float32", slots=2, max_length=32)
