@@ -96,10 +96,6 @@ class Lane(Protocol):
         stay."""
         ...
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Encode a source into a slot: only encoder-decoders have this, and `starts`, the decoder's first ids."""
-        ...
-
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
         """Keep `length` tokens and then the tree nodes of `path` (offsets behind `length`); drop the rest."""
         ...
@@ -114,4 +110,14 @@ class Lane(Protocol):
 
     def check(self, held: Sequence[int]) -> None:
         """Assert, for tests, that the slots not `held` have no pages and that no page leaked."""
+        ...
+
+
+class SourceLane(Lane, Protocol):
+    """An encoder-decoder: the prompt is what the encoder reads, and rows begin with `starts`, decoder ids."""
+
+    starts: tuple[int, ...]
+
+    def read(self, slot: int, source: Sequence[int]) -> None:
+        """Encode a source into a slot, once; forks share it."""
         ...

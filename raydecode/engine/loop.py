@@ -61,6 +61,11 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
+        if spec.drafter and getattr(self.lane, "starts", ()):
+            return Refused(
+                "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
+                hint="drafter: none",
+            )  # fmt: skip
         return refuse(self.name, spec) or refuse_sites(self.name, spec, self.lane.sites)
 
     def submit(self, request: Request) -> None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
-from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.lane import Chunk, Lane, SourceLane
 from raydecode.engine.rows import Row
 
 

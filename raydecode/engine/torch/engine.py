@@ -14,8 +14,8 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.lane import TorchLane
-from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.engine.torch.promise import Promise, check_lane
+from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.errors import UserError, nearest
 from raydecode.models.memory import available_bytes
 

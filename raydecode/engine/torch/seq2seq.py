@@ -2,7 +2,7 @@
 
 A row's context is the decoder's (its start token, then the output); the prompt is the source and belongs to the slot:
 `read` encodes it alone, so that its bits depend on nobody, and keeps each layer's cross keys and values, which samples
-of one request share. Attention is this lane's own: per row, explicit, in the tiles and pieces of `attention`, so a row's
+of one request share. Attention is this lane's own: per row, explicit, in the tiles and pieces of `attention`: a row's
 bits are its own here too. T5's relative position bias is computed from absolute columns, since the model, fed one flat
 sequence, cannot know them; BART's and Marian's positions are handed to their position tables for the same reason.
 
@@ -52,7 +52,7 @@ class Seq2SeqLane:
         self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
         for module in self.model.modules():
             if isinstance(module, PackedLinear):
-                module.weight = None  # T5 looks at a layer's dtype and takes None for "as it is"
+                module.__dict__["weight"] = None  # T5 looks at a layer's dtype and takes None for "as it is"
         self.slots, self.context = slots, context
         self.eos, self.token_bytes = self.vocabulary.eos_ids, self.vocabulary.token_bytes
         config = self.model.generation_config

@@ -51,7 +51,6 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "gemma": lambda: hf.GemmaConfig(**GROUPED, head_dim=16),
     "olmo": lambda: hf.OlmoConfig(**GROUPED),
-    "stablelm": lambda: hf.StableLmConfig(**GROUPED, partial_rotary_factor=0.25),
     "granite": lambda: hf.GraniteConfig(**GROUPED, logits_scaling=4.0, residual_multiplier=0.5),
     "starcoder2": lambda: hf.Starcoder2Config(**GROUPED, sliding_window=9),
     "rope_llama3": lambda: hf.LlamaConfig(**GROUPED, rope_parameters={
@@ -121,6 +120,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ALiBi": (lambda: hf.BloomConfig(vocab_size=384, hidden_size=48, n_layer=2, n_head=4), "Bloom"),
     "rows see each other": (lambda: hf.LlamaConfig(
         **GROUPED, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}), "longest row"),
+    "attention of its own, again": (lambda: hf.StableLmConfig(**GROUPED), "StableLm"),
     "attention of its own": (lambda: hf.FalconConfig(
         vocab_size=384, hidden_size=48, num_hidden_layers=2, num_attention_heads=4), "Falcon"),
     "attention sinks": (

@@ -120,7 +120,7 @@ def test_neighbours_in_the_wrong_position_show(
     """Twins: BART's positions counted along the flat call, T5's bias left out."""
     for family, name in (("bart", "column_M"), ("t5", "_relative")):
         engine, _ = engines(family)
-        rows = [ask(f"r{i}", ids, sampler=(Card("greedy"),), max_tokens=12, logprobs=0) for i, ids in enumerate(SOURCES)]
+        rows = [ask(f"r{i}", ids, sampler=(Card("greedy"),), max_tokens=9, logprobs=0) for i, ids in enumerate(SOURCES)]
         truth = drain(loop(engine), rows)
         with monkeypatch.context() as broken:
             if name == "_relative":
