@@ -61,7 +61,7 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        if spec.drafter and getattr(self.lane, "starts", ()):
+        if spec.drafter and hasattr(self.lane, "starts"):
             return Refused(
                 "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
                 hint="drafter: none",

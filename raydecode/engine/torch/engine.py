@@ -78,7 +78,7 @@ class TorchEngine(Loop):
         )
         super().__init__(lane, **given, **loop)
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
-            self.promise_found: Promise = check_lane(lane, self.dtype)
+            self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
         found = self.promise_found
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
 

@@ -62,5 +62,5 @@ def _rope_types(parameters: Any) -> set[str]:
 def refusal(family: str, why: str) -> Refused:
     return Refused(
         f"the torch engine cannot run {family}: it {why}", field="model", value=family,
-        hint="Llama, Qwen, Mistral, Gemma, OLMo, GPT-2, GPT-NeoX, Phi, T5, BART, Marian work; try engine.name=vllm for this one",
+        hint="Llama, Qwen, Mistral, Gemma, OLMo, GPT-2, GPT-NeoX, Phi, T5, BART, Marian work; or engine.name=vllm",
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 A row's context is the decoder's (its start token, then the output); the prompt is the source and belongs to the slot:
 `read` encodes it alone, so that its bits depend on nobody, and keeps each layer's cross keys and values, which samples
-of one request share. Attention is this lane's own: per row, explicit, in the tiles and pieces of `attention`: a row's
+of one request share. Attention is this lane's own: per row, explicit, in tiles and pieces: a row's
 bits are its own here too. T5's relative position bias is computed from absolute columns, since the model, fed one flat
 sequence, cannot know them; BART's and Marian's positions are handed to their position tables for the same reason.
 
@@ -26,13 +26,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from raydecode import models
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk, Hook, Outputs
-from raydecode.engine.torch.attention import PIECE, TILE
+from raydecode.engine.torch.layout import TILE
 from raydecode.engine.torch.linear import PackedLinear, pack, padding
 from raydecode.request import Ids, Messages, Prompt, Text
 from raydecode.tree import TokenTree
 
 NAME = "raydecode_seq2seq"
-BLOCK = 64
+BLOCK, PIECE = 64, 128
+"""Columns come in blocks; weighted sums in pieces, because one product splits its sum by the number of keys."""
+
 Pair = tuple[Tensor, Tensor]
 
 
