@@ -105,8 +105,8 @@ def decode(engine: Any, ids: Sequence[Sequence[int]], tokens: int, chains: Seque
     while engine.busy:
         for event in engine.step():
             if isinstance(event, OutcomeEvent):
-                if event.fault:
-                    raise SystemExit(f"row {event.row}: {event.fault}")
+                if event.error:
+                    raise SystemExit(f"row {event.row}: {event.error}")
                 made += len(event.tokens)
     return made
 
