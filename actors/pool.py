@@ -20,6 +20,7 @@ from raydecode.corpus.messages import Cause
 from raydecode.errors import JobError, UserError
 
 ANSWER_S = 5.0
+ASK_AGAIN_S = 1.0  # while Ray says "unavailable" it says so at once
 LOST_S = 60.0  # Ray declares a node dead after some 15 to 30 s without a sign
 
 
@@ -29,11 +30,20 @@ class _Member:
     handle: Any
     starting: Any  # reference to start()'s answer, then None
     running: Any = None
-    lost_at: float | None = None  # the connection broke then, and nobody knows yet why: `running` asks again
+    lost_at: float | None = None  # the connection broke then, and nobody knows yet why
+    ask_at: float | None = None  # when to ask it again; until then nothing is pending
 
     @property
     def pending(self) -> Any:
         return self.starting if self.starting is not None else self.running
+
+    def ask(self) -> None:
+        """Any sign of life will do; a death is told in its place."""
+        self.ask_at, answer = None, self.handle.stacks.remote()
+        if self.starting is not None:
+            self.starting = answer
+        else:
+            self.running = answer
 
 
 class Pool:
@@ -59,7 +69,10 @@ class Pool:
 
         while len(self._members) < self._size:
             self._start()
-        refs = {member.pending: member for member in self._members.values()}
+        for member in self._members.values():
+            if member.ask_at is not None and time.monotonic() >= member.ask_at:
+                member.ask()
+        refs = {member.pending: member for member in self._members.values() if member.ask_at is None}
         if not refs:
             time.sleep(patience_s)
             return
@@ -145,13 +158,12 @@ class Pool:
     def _lost(self, member: _Member, error: Exception) -> None:
         """Ray's word for a broken connection whose cause is not known yet: a crash, a dead node, a network that is
         away. The next answer knows; blame for rows depends on it."""
-        member.lost_at = member.lost_at or time.monotonic()
-        if time.monotonic() - member.lost_at > LOST_S:
+        now = time.monotonic()
+        member.lost_at = member.lost_at or now
+        if now - member.lost_at > LOST_S:
             self._bury(member, "node_loss", str(error))
-        elif member.starting is not None:
-            member.starting = member.handle.stacks.remote()
         else:
-            member.running = member.handle.stacks.remote()
+            member.ask_at = now + ASK_AGAIN_S
 
     def _failed(self, member: _Member, error: Exception) -> None:
         raised = getattr(error, "cause", None)

@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raydecode.complaints import complaint
 from raydecode.contracts import Effects, Needs
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card
@@ -86,7 +87,8 @@ class Method:
         try:
             parsed = self.options.model_validate_json(text)
         except ValidationError as error:
-            raise option_error(self, error, where) from None
+            known = list(self.options.model_fields)
+            raise complaint(error.errors(), lambda loc: [] if loc else known, where, self.name) from None
         return Card(card.name, parsed.model_dump())
 
     def __str__(self) -> str:
@@ -185,24 +187,6 @@ def get(room: str, name: str, where: str = "") -> Method:
         nearest=nearest(name, known),
         hint=f"all: raydecode methods {room}",
     )
-
-
-def option_error(method: Method, error: ValidationError, where: str) -> UserError:
-    """pydantic's complaint as one of ours: field, value, nearest valid name; a wrong name before a missing one."""
-    complaints = error.errors()
-    first = next((one for one in complaints if one["type"] == "extra_forbidden"), complaints[0])
-    place = ".".join([where, *map(str, first["loc"])]) if where else ".".join(map(str, first["loc"]))
-    known = method.options.model_fields
-    if first["type"] == "extra_forbidden":
-        wrong = str(first["loc"][0])
-        near = nearest(wrong, known)
-        return UserError(
-            f"{method.name} has no option '{wrong}'", field=place, value=first["input"], nearest=near,
-            hint=f"options: {', '.join(known) or 'none'}",
-        )  # fmt: skip
-    if first["type"] == "missing":
-        return UserError(f"{method.name} needs this option", field=place, hint=f"options: {', '.join(known)}")
-    return UserError(f"{first['msg']}, got {first['input']!r}", field=place, value=first["input"])
 
 
 @functools.cache

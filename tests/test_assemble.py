@@ -13,7 +13,7 @@ from raydecode.assemble import build_engine, choose
 from raydecode.config import JobConfig
 from raydecode.engine.toy import ToyEngine
 from raydecode.engine.vllm import available
-from raydecode.errors import Refused
+from raydecode.errors import Refused, UserError
 from raydecode.events import OutcomeEvent
 from raydecode.request import Request, Text
 
@@ -97,3 +97,10 @@ def test_choosing_loads_neither_vllm_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_whether_a_models_code_is_run_is_said_with_the_model() -> None:
+    with pytest.raises(UserError) as caught:
+        choose(job(engine={"options": {"trust_remote_code": False}}))
+    assert caught.value.field == "engine.options.trust_remote_code"
+    assert "model: {source: ..., trust_remote_code: true}" in str(caught.value)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raydecode import registry, request
-from raydecode.config.fields import CardField, Count, Ints, Positive, Section, Strings, as_card, complaint, kind, shown
+from raydecode.complaints import kind, shown
+from raydecode.config.fields import CardField, Count, Ints, Positive, Section, Strings, as_card, complaint
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card, DecodingSpec, Json
 

@@ -1,4 +1,4 @@
-"""The base of every section, the field types they share, and pydantic's complaints as ours.
+"""The base of every section, the field types they share, and where in the file a complaint belongs.
 
 Strict: `"64"` is not a number, `1` is not a flag; unknown keys are refused with the nearest name.
 """
@@ -10,8 +10,11 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from pydantic import WithJsonSchema as Schema
+from pydantic_core import PydanticCustomError
 
-from raydecode.errors import UserError, nearest
+from raydecode.complaints import complaint as worded
+from raydecode.complaints import kind, shown
+from raydecode.errors import UserError
 from raydecode.request import Card
 
 
@@ -22,7 +25,9 @@ class Section(BaseModel):
 
 
 def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, str | list | tuple):
+        raise PydanticCustomError("strings_type", "needs text or a list")
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 Strings = Annotated[
@@ -65,84 +70,14 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-KINDS = {
-    bool: "true/false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-    tuple: "a list",
-    type(None): "null",
-}
-
-
-def kind(value: Any) -> str:
-    """A value's type in a YAML author's words."""
-    return KINDS.get(type(value), type(value).__name__)
-
-
-def shown(value: Any, most: int = 60) -> str:
-    """repr, cut."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def dotted(where: str, loc: Sequence[int | str]) -> str:
-    """("decoding", "sampler", 0) as `decoding.sampler[0]`."""
-    out = where
-    for part in loc:
-        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
-    return out
-
-
 def complaint(error: ValidationError, model: type[BaseModel], where: str = "") -> UserError:
-    """pydantic's first finding as one of ours: field, value, what was expected, nearest valid name."""
-    found = error.errors(include_url=False)
-    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a typo explains a missing key
-    loc, value = first["loc"], first.get("input")
-    field = dotted(where, loc)
-    match first["type"]:
-        case "extra_forbidden":
-            section = _section(model, loc[:-1])
-            known = list(section.model_fields) if section else []
-            return UserError(
-                f"no key '{loc[-1]}' here",
-                field=field,
-                value=value,
-                nearest=nearest(loc[-1], known),
-                hint=f"keys: {', '.join(known)}",
-            )
-        case "missing":
-            return UserError("this key is required", field=field, hint="raydecode init writes a commented job file")
-        case "literal_error":
-            choices = [
-                c.strip(" '") for c in str(first.get("ctx", {}).get("expected", "")).replace(" or ", ",").split(",")
-            ]
-            return UserError(
-                f"no choice {shown(value)}",
-                field=field,
-                value=value,
-                nearest=nearest(value, choices),
-                hint=f"choices: {', '.join(choices)}",
-            )
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return UserError(f"needs a mapping, got {kind(value)}: {shown(value)}", field=field, value=value)
-        case "int_type" | "float_type" | "string_type" | "bool_type" | "tuple_type" | "int_from_float" as wrong:
-            wanted = {
-                "int_type": "a whole number",
-                "int_from_float": "a whole number",
-                "float_type": "a number",
-                "string_type": "text",
-                "bool_type": "true or false",
-                "tuple_type": "text or a list",
-            }[wrong]
-            quotes = " (quote it in YAML)" if wrong == "string_type" and isinstance(value, int | float) else ""
-            return UserError(f"needs {wanted}{quotes}, got {kind(value)}: {shown(value)}", field=field, value=value)
-        case "too_short":
-            return UserError("must not be empty", field=field, value=value)
-    said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return UserError(f"{said}, got {shown(value)}" if loc else said, field=field or None, value=value)
+    """pydantic's first finding as one of ours; the valid keys are those of the section it lies in."""
+
+    def keys(loc: Sequence[int | str]) -> list[str]:
+        section = _section(model, loc)
+        return list(section.model_fields) if section else []
+
+    return worded(error.errors(include_url=False), keys, where)
 
 
 def _section(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel] | None:

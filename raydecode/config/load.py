@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from raydecode.config.fields import complaint, dotted, kind, located
+from raydecode.complaints import dotted, kind
+from raydecode.config.fields import complaint, located
 from raydecode.config.job import SHORT_FORMS, JobConfig
 from raydecode.errors import UserError, nearest
 from raydecode.request import FIELDS

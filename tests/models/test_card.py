@@ -73,6 +73,15 @@ def test_not_enough_memory_has_figures_and_a_way_out(tiny_folder: Tiny) -> None:
     assert "bfloat16 would fit" in str(refusal.value)
 
 
+def test_a_tied_output_layer_that_an_engine_copies_counts_twice(tiny_folder: Tiny) -> None:
+    folder = tiny_folder("llama")
+    card = read_card(folder)
+    assert card.head_bytes() == 4 * card.vocab * card.width == 2 * card.head_bytes("bfloat16")
+    assert check(folder, beside=card.head_bytes(), available=card.needed_bytes() + card.head_bytes()) == card
+    with pytest.raises(ModelError, match="beside them"):
+        check(folder, beside=card.head_bytes(), available=card.needed_bytes() + card.head_bytes() - 1)
+
+
 def test_unknown_dtype_names_the_nearest(tiny_folder: Tiny) -> None:
     with pytest.raises(ModelError) as refusal:
         check(tiny_folder("llama"), dtype="bfloat61")

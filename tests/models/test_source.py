@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raydecode.models import ModelError, hub, known, load, locate
+from raydecode.models import ModelError, hub, known, locate
 from raydecode.models.packaged import PACKAGES
 
 
@@ -48,18 +48,3 @@ def test_known_sources_say_whether_they_are_cached(
     assert line.licence == "Apache-2.0"
     monkeypatch.setenv("RAYDECODE_CACHE", str(tmp_path))
     assert [line.cached for line in known()] == [None] * len(PACKAGES)
-
-
-@pytest.mark.parametrize("form", ["weights", "module"])
-def test_load_goes_all_the_way(tiny_folder: Callable[[str], Path], form: str) -> None:
-    model = load(tiny_folder("qwen2"), dtype="bfloat16", form=form)  # type: ignore[arg-type]
-    assert (model.weights is None, model.module is None) == (form == "module", form == "weights")
-    tensors = model.weights if model.weights is not None else dict(model.module.named_parameters())
-    assert {str(tensor.dtype) for tensor in tensors.values()} == {"torch.bfloat16"}
-    assert model.config.model_type == model.card.family == "qwen2"
-    assert model.vocabulary.decode(model.tokenizer.encode("café")) == "café".encode()
-
-
-def test_load_refuses_before_it_reads_weights(tiny_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ModelError, match="not enough memory"):
-        load(tiny_folder("llama"), kv_tokens=10**15)

@@ -14,6 +14,7 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.lane import TorchLane
+from raydecode.engine.torch.linear import packs
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.errors import UserError, nearest
@@ -62,9 +63,11 @@ class TorchEngine(Loop):
         trust = bool(given.pop("trust_remote_code", False))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
-        tokens = _tokens(card, self.dtype, slots * (max_length or card.context), given.pop("cache_tokens", None))
+        beside = card.head_bytes(self.dtype) if card.tied and packs(getattr(torch, self.dtype)) else 0
+        most, wanted = slots * (max_length or card.context), given.pop("cache_tokens", None)
+        tokens = _tokens(card, self.dtype, most, wanted, beside)
         context = _context(card, tokens, max_length)
-        models.check(folder, dtype=self.dtype, kv_tokens=context)  # one row at full length must fit
+        models.check(folder, dtype=self.dtype, kv_tokens=context, beside=beside)  # one row at full length must fit
         retain = given.pop("retain_tokens", None)
         if retain is None:
             retain = min(tokens // 4, RETAINED_BYTES // max(card.kv_bytes_per_token(self.dtype), 1))
@@ -83,8 +86,9 @@ class TorchEngine(Loop):
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
 
 
-def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None) -> int:
-    """Tokens that the cache may hold: `wanted`, or what fits SHARE of the memory that the weights leave free."""
+def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, beside: int) -> int:
+    """Tokens that the cache may hold: `wanted`, or what fits SHARE of the memory that the weights, and the bytes
+    beside them, leave free."""
     if wanted is not None:
         if wanted < 2:
             raise UserError(
@@ -95,7 +99,7 @@ def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None) -
     free = available_bytes("cpu")
     if free is None:
         return most
-    room = int((free - card.weight_bytes(dtype)) * SHARE / max(card.kv_bytes_per_token(dtype), 1))
+    room = int((free - card.weight_bytes(dtype) - beside) * SHARE / max(card.kv_bytes_per_token(dtype), 1))
     return min(most, max(room, 512))
 
 

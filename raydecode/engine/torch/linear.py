@@ -48,7 +48,7 @@ def pack(model: nn.Module) -> int:
             weight, bias = cast(Tensor, child.weight), cast(Tensor | None, child.bias)
             if type(child) is Conv1D:  # GPT-2's dense layer, stored transposed
                 weight = weight.t()
-            if _packable(weight):
+            if packs(weight.dtype, weight.device.type):
                 setattr(parent, name, PackedLinear(weight, bias))
             else:
                 plain += 1
@@ -66,5 +66,6 @@ def padding(rows: int, dtype: torch.dtype, packed: bool) -> int:
     return -rows % TILE if dtype == torch.float32 else max(2 - rows, 0)
 
 
-def _packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def packs(dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether `pack` packs weights of this dtype there."""
+    return device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
