@@ -7,7 +7,8 @@ readers and no GPU, so that engines are on the nodes that the plan names. PLAN.j
     {"rows": 90, "remove": "a"}                            ... or dies
     {"alive": 4, ...}                                      the same when so many engines are alive
 
-Prints {"summary": ..., "placed": {node name: [actors that were seen there at one time, most]}}.
+Prints the job's figures, the causes of deaths, the steps that were left, and "most": {node name: engines seen there at
+one time}.
 """
 
 import json
@@ -49,9 +50,12 @@ class Plan:
         return here
 
     def __call__(self, view):
-        if view.ledger is None or not self.steps:
+        if view.ledger is None:
             return
-        here, step = self.look(), self.steps[0]
+        here = self.look()
+        if not self.steps:
+            return
+        step = self.steps[0]
         if view.ledger.rows < step.get("rows", 0) or sum(here.values()) < step.get("alive", 0):
             return
         self.steps.pop(0)

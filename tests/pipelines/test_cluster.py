@@ -85,6 +85,7 @@ def test_the_only_node_with_engines_dies_and_another_comes(tmp_path):
             {"rows": 50, "add": {"name": "second", "num_gpus": 1}},
         ],
     )
-    assert found["most"]["second"] == 1
+    assert found["steps_left"] == []
+    assert found["most"] == {"first": 2, "second": 1}
     assert (found["rows"], found["errors"], found["hunted"]) == (300, 0, 0)
     assert {row["id"]: row["text"] for row in rows_of(job)} == expected
