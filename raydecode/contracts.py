@@ -210,7 +210,7 @@ class Sampler(Protocol):
 class RowView:
     """A running row as a drafter sees it. context ends with `pending`; hidden: site -> [D] of the node that chose it.
 
-    `hidden` is empty before the row's first token.
+    `hidden` is empty before the row's first token. ends: ids that end a text; nothing may hang below them.
     """
 
     id: RowId
@@ -221,6 +221,7 @@ class RowView:
     state: Any
     max_new: int
     hidden: Mapping[str, Any] = field(default_factory=dict)
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,8 @@ class Drafter(Protocol):
     """A cache: it may be lost, may fail, and never changes text.
 
     scope: who shares `shared`: the rows of one engine ("namespace"), or nobody ("row")
+
+    A class may also say `size(state, shared, options) -> int`: the bytes it keeps for a row, what rows share included.
     """
 
     needs: Needs

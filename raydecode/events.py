@@ -54,6 +54,8 @@ class RowStats:
     """Counts and seconds of one row; they depend on drafter, neighbours and clock.
 
     cached_tokens: prompt tokens that were in the cache; preempted: times the row gave its memory to an earlier one
+    drafter_bytes: memory of the row's drafter at its end, shared tables included; draft_s: the row's share of the time
+    in its drafter, top-k for it included
     """
 
     prompt_tokens: int = 0
@@ -62,6 +64,9 @@ class RowStats:
     drafted: int = 0
     accepted: int = 0
     draft_failures: int = 0
+    drafter: str | None = None
+    drafter_bytes: int = 0
+    draft_s: float = 0.0
     replay_mismatches: int = 0
     preempted: int = 0
     queued_s: float = 0.0

@@ -204,10 +204,13 @@ def decoding_json(spec: DecodingSpec) -> dict[str, Json]:
 
 
 def resolve_auto(drafter: Card | None) -> tuple[Card | None, str | None]:
-    """What `drafter: auto` means before an engine is known, and why; other drafters stay as they are."""
-    if drafter is None or drafter.name != AUTO or registry.methods("drafters"):
+    """What `drafter: auto` means, and why; other drafters stay as they are."""
+    if drafter is None or drafter.name != AUTO:
         return drafter, None
-    return None, "decoding.drafter: auto means none here, because no drafter is registered"
+    return None, (
+        "decoding.drafter: auto means none here, because no engine measures yet whether a drafter pays; "
+        "one asked for by name is used (raydecode methods drafters)"
+    )
 
 
 def known(room: str, value: Any, where: str) -> Card:

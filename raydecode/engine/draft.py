@@ -5,6 +5,7 @@ A drafter is a cache: whatever it raises or returns, the text is the same. Failu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,15 @@ from raydecode.tree import TokenTree
 class Drafters:
     """The drafters of one engine with their shared state. budget: most drafted nodes per row and step."""
 
-    def __init__(self, drafter: Callable[[str], Drafter], monitors: Mapping[str, Monitor], *, budget: int = 16) -> None:
-        self._of, self._monitors, self._budget = drafter, monitors, budget
+    def __init__(
+        self,
+        drafter: Callable[[str], Drafter],
+        monitors: Mapping[str, Monitor],
+        *,
+        budget: int = 16,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._of, self._monitors, self._budget, self._clock = drafter, monitors, budget, clock
         self._shared: dict[str, Any] = {}
 
     def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
@@ -38,7 +46,11 @@ class Drafters:
             elif row.spec.drafter and row.limit - row.t > 1:
                 groups.setdefault(repr(row.spec.drafter), []).append(row)
         for group in groups.values():
-            trees |= self._propose(group)
+            began = self._clock()
+            trees |= self._propose(group, eos)
+            share = (self._clock() - began) / len(group)
+            for row in group:
+                row.draft_s += share
         return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
 
     def observe(
@@ -46,20 +58,32 @@ class Drafters:
     ) -> None:
         """Let the row's drafter learn from what was verified, every node of it; the tree's nodes begin at `base`."""
         assert row.spec.drafter is not None
-        name = row.spec.drafter.name
+        name, began = row.spec.drafter.name, self._clock()
         try:
             drafter, top = self._of(name), {}
-            if drafter.needs.top_k:
-                nodes = range(len(tree)) if drafter.needs.top_k_nodes == "all" else path
-                k = min(drafter.needs.top_k, outputs.logits_MV.shape[1])
+            needs = needs_of(drafter, row.spec.drafter, tuple(outputs.hidden))
+            if needs.top_k:
+                nodes = range(len(tree)) if needs.top_k_nodes == "all" else path
+                k = min(needs.top_k, outputs.logits_MV.shape[1])
                 best = outputs.logits_MV[[base + node for node in nodes]].topk(k).indices.tolist()
                 top = {node: tuple(ids) for node, ids in zip(nodes, best, strict=True)}
-            needs = needs_of(drafter, row.spec.drafter, tuple(outputs.hidden))
             hidden = _hidden(row, needs, len(tree), path, outputs, base) if needs.hidden and path else {}
             record = StepRecord(row.id, row.drafter_state, tree, path, emitted, top, hidden)
             row.drafter_state = drafter.observe([record], self._share(name), row.spec.drafter.options)[0]
         except Exception:
             row.draft_failures += 1
+        row.draft_s += self._clock() - began
+
+    def size(self, row: Row) -> int:
+        """Bytes that the row's drafter keeps, as it says itself; 0 for one that does not say."""
+        card = row.spec.drafter
+        if card is None or (row.drafter_state is None and card.name not in self._shared):
+            return 0
+        try:
+            size = getattr(self._of(card.name), "size", None)
+            return int(size(row.drafter_state, self._share(card.name), card.options)) if size else 0
+        except Exception:
+            return 0
 
     def _known(self, row: Row, eos: frozenset[int]) -> tuple[int, ...]:
         """Ids that will follow for certain (replay, forced) or probably (hint)."""
@@ -76,11 +100,11 @@ class Drafters:
             return ()
         return (constraint.forced or constraint.hint)[: max(row.limit - row.t - 1, 0)]
 
-    def _propose(self, rows: list[Row]) -> dict[Any, TokenTree]:
+    def _propose(self, rows: list[Row], eos: frozenset[int]) -> dict[Any, TokenTree]:
         card = rows[0].spec.drafter
         assert card is not None
         try:
-            views = [self._view(row, card) for row in rows]
+            views = [self._view(row, card, eos) for row in rows]
             budgets = [min(self._budget, row.limit - row.t - 1) for row in rows]
             proposal = self._of(card.name).propose(views, budgets, self._share(card.name), card.options)
             try:
@@ -98,14 +122,15 @@ class Drafters:
                 row.draft_failures += 1
             return {}
 
-    def _view(self, row: Row, card: Card) -> RowView:
+    def _view(self, row: Row, card: Card, eos: frozenset[int]) -> RowView:
+        def view() -> RowView:
+            state, ends, left = row.drafter_state, eos.union(row.spec.stop_tokens), row.limit - row.t
+            return RowView(row.id, row.t, context, row.pending, row.prompt_len, state, left, row.tail, ends)
+
         context = tuple(row.context)
-        view = RowView(
-            row.id, row.t, context, row.pending, row.prompt_len, row.drafter_state, row.limit - row.t, row.tail
-        )
         if row.drafter_state is None:
-            row.drafter_state = self._of(card.name).open(view, card.options)
-        return view
+            row.drafter_state = self._of(card.name).open(view(), card.options)
+        return view()
 
     def _share(self, name: str) -> Any:
         if name not in self._shared:

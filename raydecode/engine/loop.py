@@ -54,7 +54,7 @@ class Loop:
         monitors = _ByName(lambda name: self.method("monitors", name))
         self._methods = Methods(lambda name: self.method("samplers", name), monitors, lane.sites)
         self._interventions = _ByName(lambda name: self.method("interventions", name))
-        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors)
+        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors, clock=clock)
         self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
         self.steps = 0
@@ -264,6 +264,9 @@ class Loop:
             drafted=row.drafted,
             accepted=row.accepted,
             draft_failures=row.draft_failures,
+            drafter=row.spec.drafter.name if row.spec.drafter else None,
+            drafter_bytes=self._drafters.size(row),
+            draft_s=row.draft_s,
             replay_mismatches=row.replay_mismatches,
             preempted=row.preempted,
             queued_s=(row.admitted_at or now) - row.submitted_at,

@@ -69,6 +69,7 @@ class Row:
     drafted: int = 0
     accepted: int = 0
     draft_failures: int = 0
+    draft_s: float = 0.0
     replay_mismatches: int = 0
     cached_at_start: int = 0
     preempted: int = 0

@@ -22,12 +22,14 @@ from raydecode.metrics.timeline import Timeline
 COLUMNS = (
     "id", "sample", "text", "finish_reason", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s",
     "worker", "finished_at", "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches", "error",
+    "drafter", "draft_s",
 )  # fmt: skip
 """Columns of the output that are read; any but the first four may be missing."""
 
 NUMBERS = ("sample", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s", "finished_at",
-           "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches")  # fmt: skip
+           "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches", "draft_s")  # fmt: skip
 COUNTS = ("drafted", "accepted", "forwards", "draft_failures", "replay_mismatches")
+BY_DRAFTER = ("output_tokens", "forwards", "drafted", "accepted", "draft_failures", "draft_s")
 HISTOGRAMS = ("prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s")
 FIRST_ROWS, ERROR_ROWS, CELL_CHARS, ERROR_KINDS = 200, 1000, 2000, 50
 
@@ -50,6 +52,7 @@ class _Fold:
         self.active: dict[int, list[float]] = {}  # attempt -> first start, last end of its rows
         self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = 0
         self.counts = dict.fromkeys(COUNTS, 0)
+        self.drafters: dict[str, dict[str, float]] = {}
         self.reasons: Counter[str] = Counter()
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
         self.token_rate, self.row_rate = Timeline(), Timeline()
@@ -74,9 +77,21 @@ class _Fold:
         self.prompt_tokens += int(np.nansum(number["prompt_tokens"][first]))
         for name in COUNTS:
             self.counts[name] += int(np.nansum(number[name]))
+        self._drafts(table, number)
         self._times(table, number)
         self._errors(table, failed)
         self._browse(table, failed)
+
+    def _drafts(self, table: pa.Table, number: Mapping[str, np.ndarray]) -> None:
+        if "drafter" not in table.column_names or pa.types.is_null(table["drafter"].type):
+            return
+        names = table["drafter"].combine_chunks().dictionary_encode()
+        for index, chosen in _groups(names.indices.fill_null(-1).to_numpy(zero_copy_only=False)):
+            name = "none" if index < 0 else str(names.dictionary[index].as_py())
+            mine = self.drafters.setdefault(name, {"samples": 0, **dict.fromkeys(BY_DRAFTER, 0)})
+            mine["samples"] += len(chosen)
+            for column in BY_DRAFTER:
+                mine[column] += float(np.nansum(number[column][chosen]))
 
     def _times(self, table: pa.Table, number: Mapping[str, np.ndarray]) -> None:
         at, tokens = number["finished_at"], np.nan_to_num(number["output_tokens"])
@@ -152,6 +167,15 @@ class _Fold:
             "tokens_per_forward": _rate(self.tokens, self.counts["forwards"]),
             "draft_acceptance": _rate(self.counts["accepted"], self.counts["drafted"]),
             "draft_failures": self.counts["draft_failures"],
+            "drafters": [
+                {
+                    "drafter": name,
+                    **one,
+                    "tokens_per_forward": _rate(one["output_tokens"], one["forwards"]),
+                    "acceptance": _rate(one["accepted"], one["drafted"]),
+                }
+                for name, one in sorted(self.drafters.items())
+            ],
             "replay_mismatches": self.counts["replay_mismatches"],
             "rows_rerun": facts.get("rows_rerun", 0),
             "attempts": facts.get("attempts", 1),

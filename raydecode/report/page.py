@@ -27,6 +27,7 @@ def page(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         _headline(figures, facts),
         _section("Throughput", _throughput(figures)),
         _section("Rows", _reasons(figures)),
+        _section("Drafters", _drafters(figures)),
         _section("Latency and lengths", _distributions(figures)),
         _section("Errors", _errors(figures)),
         _section("Plan against fact", _plan(figures)),
@@ -106,6 +107,23 @@ def _reasons(figures: Mapping[str, Any]) -> str:
             f"{_n(figures['rows_rerun'])} rows run again"
         )
     return charts.shares(items) + "".join(f"<p>{escape(line)}</p>" for line in extra)
+
+
+def _drafters(figures: Mapping[str, Any]) -> str:
+    """Drafter by drafter, if some row had one."""
+    some = figures.get("drafters") or ()
+    if not any(one["drafter"] != "none" for one in some):
+        return ""
+    head = ("drafter", "samples", "tokens per forward", "drafted", "kept", "failures", "seconds in the drafter")
+    rows = [
+        (
+            one["drafter"], _n(one["samples"]), _n(one["tokens_per_forward"]), _n(one["drafted"]),
+            "-" if one["acceptance"] is None else f"{100 * one['acceptance']:.1f} %", _n(one["draft_failures"]),
+            _n(one["draft_s"]),
+        )
+        for one in some
+    ]  # fmt: skip
+    return _table(head, rows)
 
 
 def _distributions(figures: Mapping[str, Any]) -> str:

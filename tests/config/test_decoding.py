@@ -34,11 +34,14 @@ def test_none_switches_off():
     assert parse_decoding({"drafter": "none", "search": "none", "sampler": "none"}, BASE).sampler == ()
 
 
-def test_no_drafter_is_registered_so_auto_means_none(monkeypatch):
-    from raydecode import registry
-
-    monkeypatch.setitem(registry._methods, "drafters", {})
+def test_auto_drafter_means_none_until_engines_measure():
     assert parse_decoding({"drafter": "auto"}).drafter is None
+    assert parse_decoding({"drafter": "auto"}, DecodingSpec(drafter=Card("ngram"))).drafter is None
+
+
+def test_a_drafter_by_name_has_its_options():
+    card = parse_decoding({"drafter": {"name": "token_recycling", "nodes": 4}}).drafter
+    assert card == Card("token_recycling", {"k": 8, "nodes": 4, "shared": True})
 
 
 def test_record_round_trip():

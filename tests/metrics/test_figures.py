@@ -54,6 +54,21 @@ def test_counts_equal_plain_recomputation():
     json.dumps(figures, allow_nan=False)
 
 
+def test_drafters_are_counted_apart():
+    cells = {
+        "id": list("abcd"), "sample": [0] * 4, "text": list("wxyz"), "finish_reason": ["length"] * 4,
+        "drafter": ["ngram", None, "ngram", "suffix"], "output_tokens": [10, 8, 20, 4], "forwards": [5, 8, 15, 4],
+        "drafted": [9, 0, 6, 0], "accepted": [5, 0, 5, 0],
+    }  # fmt: skip
+    figures = measure([pa.table(cells), pa.table({**cells, "drafter": pa.nulls(4)})], {})
+    found = {one["drafter"]: one for one in figures["drafters"]}
+    assert set(found) == {"ngram", "none", "suffix"}
+    assert (found["ngram"]["samples"], found["ngram"]["tokens_per_forward"]) == (2, 1.5)
+    assert found["ngram"]["acceptance"] == pytest.approx(10 / 15)
+    assert found["suffix"]["acceptance"] is None
+    json.dumps(figures, allow_nan=False)
+
+
 def test_samples_of_one_row_are_one_row():
     table = pa.table(
         {
