@@ -8,8 +8,8 @@ suffix tree, and what stands behind them are its branches. With c(path) occurren
 
 The draft with the best score is taken, over all l and over two stores: the row's own prompt and output, and the outputs
 of all rows of the engine (shared). The paper has no second factor; without it a single occurrence is certain, however
-short the match. The tree is not stored: bigram -> its last `OCCURRENCES` places is, and the nodes that a step needs are made
-from these, so memory is one place per token where a tree of depth 24 has up to 24 nodes.
+short the match. The tree is not stored: bigram -> its last OCCURRENCES places is, and the nodes that a step needs are
+made from these, so memory is one place per token where a tree of depth 24 has up to 24 nodes.
 
 Changes the text: never. State: both stores; the shared one holds `capacity` tokens, the oldest outputs go first. An
 engine serves one job, so one owner; `shared: false` for rows that must not show what other rows said in their timing.

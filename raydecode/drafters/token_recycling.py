@@ -9,8 +9,8 @@ The paper's tree has 80 nodes, which costs a CPU six plain steps. Ours is made f
 rank paths likeliest to be accepted: the `nodes` greatest products of RATE along the path (ties: less deep, lower rank).
 
 Changes the text: never. State: M, shared by all rows of the engine (an engine serves one job, so one owner) or the
-row's own; int32, k per token up to the largest id seen: 1.6 to 2 MB at 49,152 tokens and k = 8. Cost: one slice per inner
-node and the top k of every verified node.
+row's own; int32, k per token up to the largest id seen: 1.6 to 2 MB at 49,152 tokens and k = 8. Cost: one slice per
+inner node and the top k of every verified node.
 """
 
 from __future__ import annotations

@@ -102,6 +102,20 @@ def test_missing_columns_are_named():
     assert "output.columns" in html
 
 
+def test_drafters_have_a_table_where_some_row_had_one():
+    def page(names):
+        cells = {
+            "id": ["a", "b"], "sample": [0, 0], "text": ["", ""], "finish_reason": ["eos", "eos"],
+            "drafter": pa.array(names, pa.string()), "output_tokens": [30, 8], "forwards": [12, 8],
+            "drafted": [40, 0], "accepted": [18, 0],
+        }  # fmt: skip
+        return outline(files(measure([pa.table(cells)], {}), {})["report.html"].decode()).text
+
+    with_one = page(["suffix", None])
+    assert all(word in with_one for word in ("tokens per forward", "suffix", "2.5", "45.0 %", "none"))
+    assert "seconds in the drafter" not in page([None, None])
+
+
 def test_not_a_number_becomes_null():
     assert json.loads(files(measure([], {}), {"x": float("nan")})["report.json"])["facts"]["x"] is None
 

@@ -18,7 +18,7 @@ from tests.engine.torch.test_families import FAMILIES
 from tests.methods import visiting
 
 CHAINS = {
-    "narrow": (Card("logit_bias", {"bias": {"20": 100.0, "21": 100.0, "22": 100.0}}),),
+    "narrow": (Card("logit_bias", {"bias": {20: 100.0, 21: 100.0, 22: 100.0}}),),
     "greedy": (Card("greedy"),),
     "plain": (),
     "top-p": (Card("temperature", {"value": 0.7}), Card("top_p", {"p": 0.9})),
@@ -52,7 +52,9 @@ def requests(drafter: Card | None, length: int = 24) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def plain(small: TorchLane):
-    return drive(Loops(small, chunk=24), requests(None))
+    run = drive(Loops(small, chunk=24), requests(None))
+    assert all(one.error is None for one in run.outcomes.values())
+    return run
 
 
 @pytest.mark.parametrize("name", [method.name for method in registry.cards("drafters")])
