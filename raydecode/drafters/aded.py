@@ -29,7 +29,8 @@ from typing import Any
 from pydantic import Field
 
 from raydecode import registry
-from raydecode.contracts import Forward, Needs, NodeOut, Options, RowView, StepRecord
+from raydecode.contracts import Forward, Needs, NodeOut, RowView, StepRecord
+from raydecode.contracts import Options as Given
 from raydecode.tree import TokenTree
 
 WIDTH = 12
@@ -68,7 +69,7 @@ class Node:
 
 
 def search(
-    table: Mapping[tuple[int, int], Mapping[int, float]], pair: tuple[int, int], options: Options, ends: frozenset[int]
+    table: Mapping[tuple[int, int], Mapping[int, float]], pair: tuple[int, int], options: Given, ends: frozenset[int]
 ) -> list[Node]:
     """The search tree below the last two tokens; node 0 is the root."""
     nodes, horizon = [Node(pair[1], -1, 1.0)], options["horizon"]
@@ -136,11 +137,11 @@ class Aded:
     def open_shared(self) -> dict[str, Trigrams]:
         return {}
 
-    def open(self, row: RowView, options: Options) -> Seen:
+    def open(self, row: RowView, options: Given) -> Seen:
         return Seen()
 
     def propose(
-        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[str, Trigrams], options: Options
+        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[str, Trigrams], options: Given
     ) -> Generator[Forward, list[NodeOut], list[TokenTree]]:
         for row in rows:
             table = _table(row.state, shared, options)
@@ -150,10 +151,10 @@ class Aded:
         return [_tree(row, budget, _table(row.state, shared, options), options) for row, budget in pairs]
         yield
 
-    def observe(self, records: Sequence[StepRecord], shared: Any, options: Options) -> list[Any]:
+    def observe(self, records: Sequence[StepRecord], shared: Any, options: Given) -> list[Any]:
         return [record.state for record in records]
 
-    def size(self, state: Seen | None, shared: dict[str, Trigrams], options: Options) -> int:
+    def size(self, state: Seen | None, shared: dict[str, Trigrams], options: Given) -> int:
         """Bytes: the table, and per pair its key and a dictionary of ids and weights."""
         table = _table(state, shared, options) if state else {}
         return sys.getsizeof(table) + sum(
@@ -169,14 +170,14 @@ class Seen:
     own: Trigrams = field(default_factory=dict)
 
 
-def _table(state: Seen, shared: dict[str, Trigrams], options: Options) -> Trigrams:
+def _table(state: Seen, shared: dict[str, Trigrams], options: Given) -> Trigrams:
     """The row's own, or the one of all rows that count alike."""
     if not options["shared"]:
         return state.own
     return shared.setdefault(f"{options['memory']} {options['capacity']}", {})
 
 
-def _tree(row: RowView, budget: int, table: Trigrams, options: Options) -> TokenTree:
+def _tree(row: RowView, budget: int, table: Trigrams, options: Given) -> TokenTree:
     if len(row.context) < 2:
         return TokenTree.root(row.pending)
     nodes = search(table, (row.context[-2], row.pending), options, row.ends)

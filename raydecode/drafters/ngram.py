@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from raydecode import registry
-from raydecode.contracts import Forward, Needs, NodeOut, Options, RowView, StepRecord
+from raydecode.contracts import Forward, Needs, NodeOut, RowView, StepRecord
+from raydecode.contracts import Options as Given
 from raydecode.tree import TokenTree
 
 
@@ -67,19 +68,19 @@ class Ngram:
     def open_shared(self) -> None:
         return None
 
-    def open(self, row: RowView, options: Options) -> Places:
+    def open(self, row: RowView, options: Given) -> Places:
         return Places(options["shortest"], options["longest"])
 
     def propose(
-        self, rows: Sequence[RowView], budgets: Sequence[int], shared: Any, options: Options
+        self, rows: Sequence[RowView], budgets: Sequence[int], shared: Any, options: Given
     ) -> Generator[Forward, list[NodeOut], list[TokenTree]]:
         return [_tree(row, min(budget, options["tokens"])) for row, budget in zip(rows, budgets, strict=True)]
         yield
 
-    def observe(self, records: Sequence[StepRecord], shared: Any, options: Options) -> list[Any]:
+    def observe(self, records: Sequence[StepRecord], shared: Any, options: Given) -> list[Any]:
         return [record.state for record in records]
 
-    def size(self, state: Places, shared: Any, options: Options) -> int:
+    def size(self, state: Places, shared: Any, options: Given) -> int:
         """Bytes: the tables, their keys (tuples of n small ints) and values."""
         return sum(sys.getsizeof(one) + len(one) * (40 + 8 * n + 32) for n, one in state.of.items())
 

@@ -30,7 +30,8 @@ from typing import Any
 from pydantic import Field
 
 from raydecode import registry
-from raydecode.contracts import Forward, Needs, NodeOut, Options, RowView, StepRecord
+from raydecode.contracts import Forward, Needs, NodeOut, RowView, StepRecord
+from raydecode.contracts import Options as Given
 from raydecode.tree import TokenTree
 
 OCCURRENCES = 48
@@ -122,36 +123,36 @@ class Suffix:
     def open_shared(self) -> dict[int, Store]:
         return {}
 
-    def open(self, row: RowView, options: Options) -> Memory:
+    def open(self, row: RowView, options: Given) -> Memory:
         return Memory()
 
     def propose(
-        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[int, Store], options: Options
+        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[int, Store], options: Given
     ) -> Generator[Forward, list[NodeOut], list[TokenTree]]:
         return [_tree(row, budget, _of(shared, options), options) for row, budget in zip(rows, budgets, strict=True)]
         yield
 
-    def observe(self, records: Sequence[StepRecord], shared: dict[int, Store], options: Options) -> list[Any]:
+    def observe(self, records: Sequence[StepRecord], shared: dict[int, Store], options: Given) -> list[Any]:
         for record in records:
             store = _of(shared, options)
             if store is not None and record.state is not None:
                 record.state.output = store.grow(record.state.output, record.emitted)
         return [record.state for record in records]
 
-    def size(self, state: Memory | None, shared: dict[int, Store], options: Options) -> int:
+    def size(self, state: Memory | None, shared: dict[int, Store], options: Given) -> int:
         """Bytes of the row's own store and the shared one."""
         store = _of(shared, options)
         return (state.own.size() if state else 0) + (store.size() if store else 0)
 
 
-def _of(shared: dict[int, Store], options: Options) -> Store | None:
+def _of(shared: dict[int, Store], options: Given) -> Store | None:
     """The outputs of all rows with this capacity."""
     if not options["shared"]:
         return None
     return shared.setdefault(options["capacity"], Store(options["capacity"]))
 
 
-def _tree(row: RowView, budget: int, outputs: Store | None, options: Options) -> TokenTree:
+def _tree(row: RowView, budget: int, outputs: Store | None, options: Given) -> TokenTree:
     memory = row.state
     memory.own.grow(0 if memory.read else None, row.context[memory.read :])
     memory.read = len(row.context)

@@ -23,7 +23,8 @@ from collections.abc import Generator, Sequence
 from pydantic import Field
 
 from raydecode import registry
-from raydecode.contracts import Forward, Needs, NodeOut, Options, RowView, StepRecord
+from raydecode.contracts import Forward, Needs, NodeOut, RowView, StepRecord
+from raydecode.contracts import Options as Given
 from raydecode.tree import TokenTree
 
 RATE = (0.44, 0.12, 0.06, 0.04, 0.03, 0.02, 0.015, 0.01)
@@ -63,30 +64,30 @@ class TokenRecycling:
     scope = "namespace"
 
     @staticmethod
-    def needs_of(options: Options, sites: Sequence[str]) -> Needs:
+    def needs_of(options: Given, sites: Sequence[str]) -> Needs:
         return Needs(top_k=options["k"])
 
     def open_shared(self) -> dict[int, Table]:
         return {}
 
-    def open(self, row: RowView, options: Options) -> Table | None:
+    def open(self, row: RowView, options: Given) -> Table | None:
         return None if options["shared"] else Table()
 
     def propose(
-        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[int, Table], options: Options
+        self, rows: Sequence[RowView], budgets: Sequence[int], shared: dict[int, Table], options: Given
     ) -> Generator[Forward, list[NodeOut], list[TokenTree]]:
         shapes = (template(options["k"], min(budget, options["nodes"])) for budget in budgets)
         return [_tree(row, _table(row.state, shared, options), shape) for row, shape in zip(rows, shapes, strict=True)]
         yield
 
-    def observe(self, records: Sequence[StepRecord], shared: dict[int, Table], options: Options) -> list[Table | None]:
+    def observe(self, records: Sequence[StepRecord], shared: dict[int, Table], options: Given) -> list[Table | None]:
         for record in records:
             table = _table(record.state, shared, options)
             for node in sorted(record.top_ids):
                 table.put(record.tree.token[node], record.top_ids[node])
         return [record.state for record in records]
 
-    def size(self, state: Table | None, shared: dict[int, Table], options: Options) -> int:
+    def size(self, state: Table | None, shared: dict[int, Table], options: Given) -> int:
         """Bytes of the row's table, or of the shared one."""
         flat = _table(state, shared, options).flat
         return len(flat) * flat.itemsize
@@ -107,7 +108,7 @@ def template(k: int, nodes: int) -> tuple[tuple[int, int, float], ...]:
     return tuple(out)
 
 
-def _table(state: Table | None, shared: dict[int, Table], options: Options) -> Table:
+def _table(state: Table | None, shared: dict[int, Table], options: Given) -> Table:
     """The row's own, or the one of all rows with this k."""
     return state if state is not None else shared.setdefault(options["k"], Table())
 
