@@ -18,10 +18,9 @@ import pyarrow.parquet as pq
 
 import raydecode
 from raydecode.config import JobConfig
-from raydecode.corpus.history import parts_of, records, replay
+from raydecode.corpus.history import made, parts_of, records
 from raydecode.corpus.records import State
 from raydecode.corpus.storage import Storage, open_storage
-from raydecode.errors import UserError
 from raydecode.metrics import COLUMNS, measure
 from raydecode.metrics.figures import FIRST_ROWS
 from raydecode.report import files
@@ -47,12 +46,7 @@ def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
            [{worker, started_at, ready_at, ended_at}], plan, memory_bytes. Those of an earlier report of this folder
            fill the gaps.
     """
-    state = replay(storage)
-    if state.job is None:
-        raise UserError(
-            "no raydecode output here: there is no log", field="output.path", value=storage.url,
-            hint="give the folder named by output.path of a generate job",
-        )  # fmt: skip
+    state = made(storage)
     whole = {**_earlier(storage), **_from_log(storage, state), **{k: v for k, v in facts.items() if v is not None}}
     whole.setdefault("versions", versions())
     whole.setdefault("job", state.job)

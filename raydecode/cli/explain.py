@@ -68,24 +68,19 @@ def _job_of(storage: Any, model: str | None) -> Any:
     import json
 
     from raydecode.config import JobConfig
-    from raydecode.corpus.history import replay
+    from raydecode.corpus.history import made
 
     try:
         facts = json.loads(storage.read("report.json"))["facts"]
     except FileNotFoundError:
         facts = {}
-    made = replay(storage).job
-    stored = facts.get("job") or made
-    if made is None or stored is None:
-        raise UserError(
-            "no raydecode output here: there is no log", field="output", value=storage.url,
-            hint="give the folder named by output.path of a generate job",
-        )  # fmt: skip
+    logged: Any = made(storage).job
+    stored = facts.get("job") or logged
     prompt = {name: value for name, value in stored["prompt"].items() if name != "file_sha256"}
     stored = stored | {"prompt": prompt, "output": {"path": storage.url} | stored["output"]}
     if model:
         stored["model"]["source"] = model
-    decided = {"name": made["engine"]["name"], "dtype": made["engine"]["dtype"]}  # the report may say auto
+    decided = {"name": logged["engine"]["name"], "dtype": logged["engine"]["dtype"]}  # the report may say auto
     stored["engine"] |= decided | {"slots": max(1, stored["decoding"]["n"])}
     return JobConfig.model_validate(stored)
 

@@ -29,10 +29,12 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        beside = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        beside = {p.stem: p.name for p in file.parent.glob("*.y*ml")} if file.parent.is_dir() else {}
+        stem = nearest(file.stem, beside)  # the endings are alike in any case
         raise UserError(
-            "no such job file", field=str(path), nearest=nearest(file.name, beside), hint="raydecode init writes one"
-        ) from None
+            "no such job file", field=str(path), nearest=beside[stem] if stem else None,
+            hint="raydecode init writes one",
+        ) from None  # fmt: skip
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", field=str(path)) from None
     return parse_job(text, overrides, name=file.name)

@@ -187,13 +187,12 @@ def _expand(pattern: str, explicit: bool, output: str | None) -> Iterator[_Found
     except (OSError, ValueError) as error:
         raise UserError(f"cannot list {pattern}: {error}", field="input.path", value=pattern) from error
     if not names:
+        formats = "formats: " + ", ".join(sorted(_SUFFIXES)) + " (also compressed), or set input.format"
+        here = "" if "://" in pattern or os.path.isabs(pattern) else f"paths start in this folder, {os.getcwd()}; "
         raise UserError(
-            f"no input file matches {pattern}",
-            field="input.path",
-            value=pattern,
-            nearest=_neighbour(fs, inner),
-            hint="formats: " + ", ".join(sorted(_SUFFIXES)) + " (also compressed), or set input.format",
-        )
+            f"no input file matches {pattern}", field="input.path", value=pattern, nearest=_neighbour(fs, inner),
+            hint=here + formats,
+        )  # fmt: skip
     for name, info in names.items():
         mtime = info.get("mtime")
         mtime = float(mtime) if isinstance(mtime, int | float) else None  # object stores have an etag

@@ -42,6 +42,17 @@ def replay(storage: Storage, state: State | None = None) -> State:
     return state
 
 
+def made(storage: Storage) -> State:
+    """The state of an output's log; UserError where there is no output."""
+    state = replay(storage)
+    if state.job is None:
+        raise UserError(
+            f"no raydecode output here: {storage.url} has no log", field="output", value=storage.url,
+            hint="give the folder named by output.path of a generate job",
+        )  # fmt: skip
+    return state
+
+
 def records(storage: Storage, start: int = 0, stop: int | None = None) -> Iterator[Record]:
     number = start
     while stop is None or number < stop:

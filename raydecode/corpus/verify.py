@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydecode.corpus.discover import discover
-from raydecode.corpus.history import parts_of, replay
+from raydecode.corpus.history import made, parts_of
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.parts import id_hashes
 from raydecode.corpus.records import PartMeta, State, ids_name
 from raydecode.corpus.storage import Storage
-from raydecode.errors import RaydecodeError, UserError
+from raydecode.errors import RaydecodeError
 
 _FAN_IN = 256
 _CHUNK = 1 << 16
@@ -60,14 +60,7 @@ class Verification:
 
 def verify(storage: Storage, *, inputs: bool = True) -> Verification:
     """Check an output folder. `inputs`: also compare the input files with what was read."""
-    state = replay(storage)
-    if state.job is None:
-        raise UserError(
-            "no raydecode output here: there is no log",
-            field="output.path",
-            value=storage.url,
-            hint="give the folder named by output.path of a generate job",
-        )
+    state = made(storage)
     out = Verification(finished=state.summary is not None)
     cover, names, schema = Cover(), set(), None
     for part in parts_of(storage, state.job_at):

@@ -112,6 +112,37 @@ def test_a_stalled_worker_is_to_be_killed_once(tmp_path):
     assert "no token" in kills[0].reason
 
 
+def test_a_look_says_how_long_the_output_has_not_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr("actors.ledger.LOOK_S", 0.05)
+    local = LocalJob(job_of(tmp_path, prompts(4)))
+    assert local.ledger.look().storage_s == 0.0
+    writing, answered = threading.Event(), threading.Event()
+
+    def write(*arguments):
+        writing.set()
+        assert answered.wait(LONG_S)
+        raise OSError("the share is gone")
+
+    monkeypatch.setattr(local.ledger._core.log, "commit", write)
+    errors = []
+
+    def commit():
+        local.ledger.next("w0", 0)
+        try:
+            local.ledger.commit("w0", [])
+        except JobError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    assert writing.wait(LONG_S)
+    assert local.ledger.look().storage_s > 0
+    answered.set()
+    thread.join(LONG_S)
+    assert "the share is gone" in errors[0]
+    assert local.ledger.look().storage_s == 0.0
+
+
 def test_inputs_that_another_run_added_meanwhile_are_not_mixed_up(tmp_path):
     from tests.actors.local import write_jsonl
 

@@ -9,6 +9,7 @@ import pytest
 
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.ledger import Committed, End, Kill, Lease, Ledger, Refused, Stop, Suspects, Wait
+from raydecode.corpus.log import HEARTBEAT_S, Fenced
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.records import InputFile, PartMeta
 from raydecode.corpus.storage import LocalStorage
@@ -378,6 +379,26 @@ def test_watchdog_kills_a_silent_worker_and_names_rows():
     assert isinstance(kill, Kill)
     assert "0:1" in kill.reason
     assert one.tick() == []  # once
+
+
+def test_a_heartbeat_that_fails_ends_nothing_and_one_that_is_fenced_ends_the_run(capsys):
+    one, clock = ledger()
+
+    def beat(error):
+        def fail(in_flight):
+            raise error
+
+        return fail
+
+    one.log.beat = beat(OSError("connection reset"))
+    assert one.tick() == []
+    assert one.ended is None
+    assert "connection reset" in capsys.readouterr().err
+    clock.now = HEARTBEAT_S
+    one.log.beat = beat(Fenced("another run took over"))
+    with pytest.raises(Fenced):
+        one.tick()
+    assert one.ended == "fenced"
 
 
 def test_first_step_may_take_longer_and_a_worker_that_cannot_be_killed_ends_the_job():

@@ -3,6 +3,7 @@
 What needs no cluster is tested without one (tests/actors).
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.generate import run
+from pipelines.generate import _indexes, _read, _watch, run
 from raydecode.corpus.history import replay
+from raydecode.corpus.inputs import discover, group_reads, needs_index, open_corpus, plan_units
+from raydecode.corpus.intervals import Cover
 from raydecode.corpus.storage import open_storage
 from raydecode.corpus.verify import verify
 from raydecode.errors import JobError, UserError
@@ -127,6 +130,33 @@ def without_ray(job, tmp_path, root):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_an_output_that_does_not_answer_ends_the_job(tmp_path):
+    ledger = LocalJob(job_of(tmp_path, prompts(2))).ledger
+    silent = dataclasses.replace(ledger.look(), storage_s=301.0)
+    ended = _watch(lambda method: silent, None, lambda progress: None, 300.0)
+    assert ended == "the output does not answer: a call waits since 301 s"
+
+
+def test_large_files_are_indexed_as_tasks_before_they_are_read(ray_session, tmp_path):
+    """Rows without ids, repeated over 4 MiB: one task makes the index, each reading task waits for it."""
+    import ray
+
+    texts = [f"{i} " + "x" * 250_000 for i in range(9)]
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": text} for text in (*texts, *texts)])
+    files = discover(str(tmp_path / "in.jsonl"))
+    (tmp_path / "out").mkdir()
+    corpus = open_corpus(files, id=None, root=str(tmp_path / "out"))
+    assert needs_index(corpus, 0)
+    ((number, index),) = _indexes(corpus, [0]).items()
+    (lot,) = group_reads(corpus, plan_units(corpus, Cover(), max_actors=1))[:1]
+    blocks = [block for _, block in _read(corpus, lot, index)]
+    assert number == 0
+    assert not needs_index(corpus, 0)
+    assert ray.get(index) == [None], "made by the task"
+    names = [name for block in blocks for name in block["_id"].to_pylist()]
+    assert len(names) == len(set(names)), "a repeated row has an id of its own"
 
 
 def test_a_finished_job_is_answered_without_ray(tmp_path, root):
