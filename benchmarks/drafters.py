@@ -90,6 +90,7 @@ def main() -> None:
     parse.add_argument("--questions", type=Path, default=SPEC_BENCH)
     parse.add_argument("--prompts", type=int, default=2, help="per category")
     parse.add_argument("--longest", type=int, default=3000, help="characters of a question")
+    parse.add_argument("--samplers", default=",".join(CHAINS))
     parse.add_argument("--tokens", type=int, default=64)
     parse.add_argument("--drafters", default="", help="JSON list of cards; default: every registered one")
     parse.add_argument("--json", type=Path)
@@ -105,7 +106,8 @@ def main() -> None:
     cards = json.loads(args.drafters) if args.drafters else [one.name for one in registry.cards("drafters")]
     out: dict[str, Any] = {"questions": len(ids), "tokens": args.tokens, "dtype": "float32", "results": []}
     run(engine, ids[:1], CHAINS["greedy"], None, 8)
-    for name, chain in CHAINS.items():
+    for name in args.samplers.split(","):
+        chain = CHAINS[name]
         found = [(card, run(engine, ids, chain, card, args.tokens)) for card in (None, *cards, None)]
         plain = [one for card, one in found if card is None]
         for card, one in found[1:]:
