@@ -38,7 +38,7 @@ def command(
         out.print(f"{one.where}: {one.what}", markup=False)
     state = "finished" if found.finished else f"unfinished, {count(found.missing)} positions missing"
     counts = f"{count(found.rows)} rows, {count(found.samples)} samples, {count(found.errors)} errors"
-    out.print(f"{counts} in {found.parts} parts; {state}")
+    out.print(f"{counts} in {found.parts} part{'s' if found.parts != 1 else ''}; {state}")
     out.print("[green]all of it is as the log says[/green]" if found.ok else "[red]the output is damaged[/red]")
     return 0 if found.ok else 1
 

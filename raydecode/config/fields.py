@@ -99,6 +99,7 @@ def located(error: UserError, places: Mapping[str, str]) -> UserError:
     place = places.get(field) if field else None
     if place is None or place in error.message:
         return error
-    return type(error)(
-        f"{error.message} ({place})", field=error.field, value=error.value, nearest=error.nearest, hint=error.hint
-    )
+    head, newline, rest = error.message.partition("\n")  # the place belongs to the field, not to what is listed below
+    colon = ":" if head.endswith(":") else ""
+    message = f"{head.removesuffix(':')} ({place}){colon}{newline}{rest}"
+    return type(error)(message, field=error.field, value=error.value, nearest=error.nearest, hint=error.hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raydecode.config import JobConfig, load_job, parse_job
+from raydecode.config.fields import located
 from raydecode.errors import UserError
 from raydecode.request import Card
 
@@ -217,3 +218,8 @@ def test_a_missing_prompt_file_is_a_users_error():
     with pytest.raises(UserError) as caught:
         parse_job(SMALL + "prompt: {file: nowhere.yaml}\n").identity()
     assert caught.value.field == "prompt.file"
+
+
+def test_the_place_of_a_field_stands_in_the_first_line_of_a_long_message():
+    error = located(UserError("two differ:\n  a: 1 -> 2", field="output.path"), {"output.path": "job.yaml, line 3"})
+    assert str(error) == "output.path: two differ (job.yaml, line 3):\n  a: 1 -> 2"
