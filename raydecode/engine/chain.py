@@ -61,7 +61,7 @@ def shape(
                     x_RV = y
                 else:
                     x_RV, own = (x_RV if own else x_RV.clone()), True
-                    x_RV.index_copy_(0, torch.tensor([index[i] for i in part]), y)
+                    x_RV.index_copy_(0, torch.tensor([index[i] for i in part], device=x_RV.device), y)
     return x_RV, observations
 
 
@@ -76,7 +76,8 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
         own_logp_G = torch.full((len(live),), math.nan, dtype=torch.float64)
         if seen.method.needs.own_logp:
             x_GV = seen.x_GV[live].double()
-            own_logp_G = x_GV.gather(1, token_G[:, None])[:, 0] - x_GV.logsumexp(1)
+            chosen_G1 = token_G[:, None].to(x_GV.device)
+            own_logp_G = (x_GV.gather(1, chosen_G1)[:, 0] - x_GV.logsumexp(1)).cpu()
 
         run = partial(_observe, seen.method, seen.stage, group, token_G, own_logp_G)
         for part, columns in _alone_if_it_raises(group, run):
@@ -88,7 +89,9 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
 
 def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, look: Look | None, part: list[int]) -> Tensor:
     x = x_GV if len(part) == len(group) else x_GV[part]
-    y = method.shape(x, _stage_rows([group[i] for i in part], stage, method, look.pick(part) if look else None))
+    y = method.shape(
+        x, _stage_rows([group[i] for i in part], stage, method, look.pick(part) if look else None, x.device)
+    )
     if y.shape != x.shape or y.dtype != x.dtype:
         got, want = f"{y.dtype} {list(y.shape)}", f"{x.dtype} {list(x.shape)}"
         name = group[0].spec.sampler[stage].name
@@ -106,9 +109,11 @@ def _observe(
     return columns
 
 
-def _stage_rows(rows: list[Row], stage: int, method: Sampler, look: Look | None = None) -> StageRows:
+def _stage_rows(
+    rows: list[Row], stage: int, method: Sampler, look: Look | None = None, device: torch.device | None = None
+) -> StageRows:
     cards, states = [row.spec.sampler[stage] for row in rows], [row.sampler_state[stage] for row in rows]
-    return StageRows(rows, cards, states, look, method.needs)
+    return StageRows(rows, cards, states, look, method.needs, device)
 
 
 def _alone_if_it_raises(rows: list[Row], call: Callable[[list[int]], T]) -> list[tuple[list[int], T]]:

@@ -118,7 +118,7 @@ class Row:
 
 
 class StageRows:
-    """`contracts.SamplerRows` over stage `cards[i]`, `states[i]` of row i."""
+    """`contracts.SamplerRows` over stage `cards[i]`, `states[i]` of row i. device: where options and states go."""
 
     def __init__(
         self,
@@ -127,8 +127,10 @@ class StageRows:
         states: Sequence[dict[str, float]],
         look: Look | None = None,
         needs: Needs | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._rows, self._cards, self._states, self._look, self._needs = rows, cards, states, look, needs
+        self._device = device
 
     @property
     def t_R(self) -> list[int]:
@@ -174,7 +176,7 @@ class StageRows:
         return [card.options[name] for card in self._cards]
 
     def option(self, name: str) -> Tensor:
-        return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32)
+        return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32, device=self._device)
 
     def state(self, name: str) -> Tensor:
-        return torch.tensor([state[name] for state in self._states], dtype=torch.float64)
+        return torch.tensor([state[name] for state in self._states], dtype=torch.float64, device=self._device)

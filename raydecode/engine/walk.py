@@ -68,7 +68,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
         shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
         _refuse_empty(shaped_RV, raw_RV, rows)
-        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
+        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
         for r, row in enumerate(rows):
             if row.t < len(row.replay):
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
@@ -148,7 +148,7 @@ def _masked(
                 rows[r].fail(
                     "monitor", RowError("monitor", "NothingAllowed", "the monitors' constraints leave no token")
                 )
-            keep = torch.tensor(allowed or sorted(eos))
+            keep = torch.tensor(allowed or sorted(eos), device=x_RV.device)
             x_RV[r] = torch.full_like(x_RV[r], -math.inf).index_copy(0, keep, x_RV[r, keep])
         kept_R[r] = max(float(raw_RV[r].logsumexp(0) - x_RV[r].logsumexp(0)), 0.0)
     return x_RV, kept_R
@@ -171,7 +171,7 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
     if want:
         x_WV = raw_RV[want]
         lse_W1 = x_WV.logsumexp(1, keepdim=True)
-        logp_W = (x_WV.gather(1, token_R[want][:, None]) - lse_W1)[:, 0].tolist()
+        logp_W = (x_WV.gather(1, token_R[want][:, None].to(x_WV.device)) - lse_W1)[:, 0].tolist()
         entropy_W = entropy(x_WV, lse_W1).tolist() if any(rows[r].needs.entropy for r in want) else [None] * len(want)
         width = min(max(rows[r].needs.top_k for r in want), x_WV.shape[1])
         top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None

@@ -32,5 +32,5 @@ class FrequencyPenalty:
         for r, (value, history, prompt_len) in enumerate(inputs):
             output = history[prompt_len:]
             seen, count = output.unique(return_counts=True)
-            shaped[r, seen] -= value * count
+            shaped[r, seen] -= value * count.to(x_RC.device)
         return shaped

@@ -79,7 +79,7 @@ def _exact(rows: SamplerRows, name: str) -> Tensor:
 
 def rank(best_RK: Tensor, mu_R: Tensor, size: int) -> Tensor:
     """int64 [R]: the paper's k for sorted logits (float64, -inf behind a constraint) and mu in bits."""
-    i_K = torch.arange(1, best_RK.shape[1], dtype=torch.float64)
+    i_K = torch.arange(1, best_RK.shape[1], dtype=torch.float64, device=best_RK.device)
     t_RK = ((i_K + 1) / i_K).log() * torch.isfinite(best_RK[:, 1:])
     b_RK = (best_RK[:, :-1] - best_RK[:, 1:]).where(torch.isfinite(best_RK[:, 1:]), 0.0)
     s_R = (t_RK * b_RK).cumsum(1)[:, -1] / t_RK.square().cumsum(1)[:, -1] if len(i_K) else best_RK.new_zeros(len(mu_R))

@@ -35,7 +35,8 @@ class Xtc:
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         tossed = [coin(key, t) for key, t in zip(rows.keys_R, rows.t_R, strict=True)]
         wanted = zip(tossed, rows.option("probability").tolist(), strict=True)
-        hit = torch.tensor([r for r, (toss, often) in enumerate(wanted) if toss < often], dtype=torch.int64)
+        hits = [r for r, (toss, often) in enumerate(wanted) if toss < often]
+        hit = torch.tensor(hits, dtype=torch.int64, device=x_RC.device)
         if not hit.numel():
             return x_RC.clone()
         whole = hit.numel() == x_RC.shape[0]

@@ -8,6 +8,7 @@ import pytest
 
 from raydecode.constraint import Pending
 from raydecode.contracts import Host
+from raydecode.engine import host as host_module
 from raydecode.engine.host import ServiceHost
 from raydecode.errors import RowError
 
@@ -41,6 +42,26 @@ def test_pending_names_its_question_and_wait_sleeps():
     assert host.wait(30.0)
     assert _until(host, "slow", 5) == 5
     assert host.wait(0.0), "nothing is open"
+
+
+def test_answers_asked_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch):
+    """At most KEPT are held; an open question is not forgotten, whatever comes after it."""
+    monkeypatch.setattr(host_module, "KEPT", 3)
+    gate, asked = threading.Event(), []
+
+    def answer(x: int) -> int:
+        asked.append(x)
+        return x or int(gate.wait(30))
+
+    host = ServiceHost([], frozenset(), {"answer": answer})
+    assert isinstance(host.ask("answer", 0), Pending)
+    for x in (1, 2, 1, 3, 1, 2):
+        assert _until(host, "answer", x) == x
+    assert asked == [0, 1, 2, 3, 2], "2 was asked longest ago when 3 came, 1 was not"
+    assert isinstance(host.ask("answer", 0), Pending)
+    gate.set()
+    assert _until(host, "answer", 0) == 1
+    assert asked.count(0) == 1
 
 
 def test_a_services_exception_is_raised_each_time():

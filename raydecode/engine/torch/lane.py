@@ -26,7 +26,7 @@ from raydecode.request import Ids, Messages, Prompt, Text
 
 
 class TorchLane:
-    """A model folder on one device. slots, context, tokens, retain: see `Cache`; dtype: a torch dtype's name."""
+    """A model folder on one device; logits stay there. slots, context, tokens, retain: see `Cache`; dtype: by name."""
 
     page = PAGE
 
@@ -40,12 +40,13 @@ class TorchLane:
         tokens: int | None = None,
         retain: int = 0,
         trust_remote_code: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(attention.NAME, attention.attend)
         self.vocabulary = models.Vocabulary.of(folder, trust_remote_code=trust_remote_code)
-        self.model = models.load_module(folder, dtype, trust_remote_code=trust_remote_code).eval()
+        self.model = models.load_module(folder, dtype, device=device, trust_remote_code=trust_remote_code).eval()
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
         self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
@@ -83,18 +84,19 @@ class TorchLane:
                 wanted += range(len(ids), len(ids) + len(chunk.tree))
                 ids += chunk.tree.token
         self.cache.flush()
-        layout = Layout(self.cache, runs)
+        device = self.model.device
+        layout = Layout(self.cache, runs, device)
         pad = padding(len(ids), self.dtype, self.packed)
         keep = wanted + [0] * (padding(len(wanted), self.dtype, self.packed) + (not wanted))
         token = attention.current.set(layout)
         try:
             with self.inside.open(needs.hidden, hooks, wanted) as hidden:
                 out = self.model(
-                    input_ids=torch.tensor([ids + [0] * pad]),
+                    input_ids=torch.tensor([ids + [0] * pad], device=device),
                     position_ids=torch.nn.functional.pad(layout.position_M, (0, pad))[None],
                     attention_mask=None,
                     use_cache=False,
-                    logits_to_keep=torch.tensor(keep),
+                    logits_to_keep=torch.tensor(keep, device=device),
                 )
         finally:
             attention.current.reset(token)

@@ -40,7 +40,7 @@ class Sites:
         """During the block hooks act and sites are read; the dictionary is then full: site -> [N, D]."""
         seen: dict[str, Tensor] = {}
         handles: list[RemovableHandle] = []
-        index = torch.tensor(wanted, dtype=torch.int64)
+        index = torch.tensor(wanted, dtype=torch.int64, device=self.model.device)
         try:
             for site in self.names:
                 acting = [hook for hook in hooks if hook.site == site]
@@ -75,7 +75,8 @@ class Sites:
             hidden_ND = self.norm(hidden_ND)
         base.forward = lambda *given, **named: _Last(hidden_ND[None])
         try:
-            logits: Tensor = self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False).logits
+            any_id = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+            logits: Tensor = self.model(input_ids=any_id, use_cache=False).logits
         finally:
             del base.forward
         return logits[0].float()
@@ -110,7 +111,7 @@ def _visit(
 ) -> Callable[[Tensor], Tensor]:
     def visit(x_1MD: Tensor) -> Tensor:
         for hook in acting:
-            index = torch.tensor(hook.nodes)
+            index = torch.tensor(hook.nodes, device=x_1MD.device)
             x_1MD = x_1MD.index_copy(1, index, hook.apply(x_1MD[0, index])[None])
         if seen is not None:
             seen[site] = x_1MD[0, wanted]

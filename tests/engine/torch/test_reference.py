@@ -27,17 +27,30 @@ def loop(lane: TorchLane, slots: int = 16, context: int | None = None, **options
     return Decoder(Recorder(lane, slots, Memory(), context), **options)
 
 
+def generated(reference: Any, ids: list[int], length: int) -> list[int]:
+    with torch.inference_mode():
+        out = reference.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=length, do_sample=False
+        )
+    return out[0, len(ids) :].tolist()
+
+
 def test_greedy_is_generate(lane: TorchLane, reference: Any, prompts: list[list[int]]) -> None:
     assert len(prompts) >= 24
     requests = [ask(str(i), ids, sampler=GREEDY, max_tokens=8) for i, ids in enumerate(prompts)]
     found = drain(loop(lane), requests)
     for i, ids in enumerate(prompts):
-        with torch.inference_mode():
-            truth = reference.generate(
-                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=8, do_sample=False
-            )
-        wanted = truth[0, len(ids) :].tolist()
-        assert list(found[str(i), 0].tokens) == wanted, f"prompt {i}"
+        assert list(found[str(i), 0].tokens) == generated(reference, ids, 8), f"prompt {i}"
+
+
+@pytest.mark.slow
+def test_greedy_is_generate_on_fifty_prompts(lane: TorchLane, reference: Any, root: Path) -> None:
+    """Long ones among them, 32 tokens each, in one batch of 16 rows."""
+    prompts = [lane.vocabulary.encode(row["prompt"]) for row in demo_prompts(root, 50)]
+    assert len(prompts) == 50
+    found = drain(loop(lane), [ask(str(i), ids, sampler=GREEDY, max_tokens=32) for i, ids in enumerate(prompts)])
+    wrong = {i for i, ids in enumerate(prompts) if list(found[str(i), 0].tokens) != generated(reference, ids, 32)}
+    assert not wrong
 
 
 def test_logprobs_are_log_softmax(lane: TorchLane, reference: Any, prompts: list[list[int]]) -> None:

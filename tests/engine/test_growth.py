@@ -1,0 +1,102 @@
+"""What the loop keeps after its rows: nothing that grows with their number.
+
+The measure is exact: every byte that Python holds (`tracemalloc`), when no row is left, after many requests and after
+five times as many. Tensors and what torch keeps beside them are in `torch/test_growth.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from raydecode import registry
+from raydecode.engine import host
+from raydecode.engine.toy import ToyEngine
+from raydecode.events import OutcomeEvent
+from raydecode.request import Card, DecodingSpec, Ids, Request
+from tests.methods.drafters import Recycling
+from tests.methods.monitors import Watching
+
+FIRST, MORE = 500, 2000
+BOUND = 4 * MORE
+"""Bytes: half a pointer for each request that came later. 600 when this was written."""
+
+
+class Asking(Watching):
+    """Every row asks a question of its own."""
+
+    def open(self, request, host, options):
+        return host, request.id
+
+    def constrain(self, state):
+        asked, id = state
+        answer = asked.ask("echo", id)
+        return None if answer == id else answer
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyEngine]:
+    monkeypatch.setattr(host, "KEPT", 100)
+    with registry.guests():
+        registry.register("monitors", name="asking")(Asking)
+        registry.register("drafters", name="recycling")(Recycling)
+        yield ToyEngine(slots=8, context=200, tokens=1024, stream=True, services={"echo": lambda x: x})
+
+
+def request(i: int) -> Request:
+    """A hundred prompts in turn, samples, drafts, monitors, faults; greedy, so that the toy's table stays small."""
+    ids = tuple((i % 100 + k * k) % 4 for k in range(1 + i % 70)) if i % 13 else (99,)
+    spec = DecodingSpec(
+        max_tokens=3, ignore_eos=True, sampler=(Card("mirostat2"), Card("greedy")), n=1 + i % 2, logprobs=1,
+        drafter=Card("recycling") if i % 3 else None, monitors=(Card("asking"),) if i % 5 == 0 else (),
+    )  # fmt: skip
+    return Request(str(i), "noise", Ids(ids), spec)
+
+
+def serve(engine: ToyEngine, start: int, count: int) -> set[str]:
+    """Reasons that rows ended with; every seventeenth request is cancelled on its way."""
+    reasons = set()
+    for i in range(start, start + count):
+        engine.submit(request(i))
+        if i % 17 == 0:
+            engine.cancel(str(i))
+        while engine.waiting > 8 or (i == start + count - 1 and engine.busy):
+            engine.wait(1.0)
+            reasons |= {event.reason for event in engine.step() if isinstance(event, OutcomeEvent)}
+    engine.check_integrity()
+    return reasons
+
+
+def grown(engine: ToyEngine) -> int:
+    """Bytes more after MORE requests than after FIRST."""
+    serve(engine, 0, FIRST)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        serve(engine, FIRST, FIRST)  # what turns over is traced from now on
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        assert serve(engine, 2 * FIRST, MORE) == {"length", "error", "cancelled"}
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_stays(engine: ToyEngine) -> None:
+    assert grown(engine) < BOUND
+
+
+@pytest.mark.parametrize("leak", ["outcomes", "answers"])
+def test_the_measure_sees_a_leak(engine: ToyEngine, monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
+    """One word per row, or the answers of every service."""
+    if leak == "answers":
+        monkeypatch.setattr(host, "KEPT", 10**9)
+    else:
+        kept: list[str] = []
+        outcome = engine._outcome
+        monkeypatch.setattr(engine, "_outcome", lambda row: kept.append(row.id.request) or outcome(row))
+    assert grown(engine) > BOUND
