@@ -5,6 +5,7 @@ On a pretended device (`elsewhere`), because this must fail on machines without 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def folder(tiny_folder: Callable[..., Path]) -> Path:
 def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TorchLane, Elsewhere]]:
     """A lane on the pretended device. transformers builds models on a `meta` of its own, so that part goes first."""
     loaded = models.load_module(folder, "float32")
-    monkeypatch.setattr(models, "load_module", lambda *_, device, **__: loaded.to(device))
+    monkeypatch.setattr(models, "load_module", lambda *_, device, **__: copy.deepcopy(loaded).to(device))
     with torch.inference_mode(), Elsewhere() as device:
         yield TorchLane(folder, dtype="float32", slots=12, context=126, device=DEVICE), device
 
