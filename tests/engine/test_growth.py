@@ -25,7 +25,7 @@ from tests.methods.monitors import Watching
 FIRST, MORE = 400, 600
 BOUND = 24 * MORE
 """Bytes: for each request that came later, less than the smallest object (28) and a pointer to it. Some 9 KB were
-found after 300, most of it in the interpreter's own reserves of numbers, and 1 KB over the 600 requests that followed."""
+found after 300, most of it in the interpreter's own reserves of numbers, and 1 KB over 600 more."""
 
 
 class Asking(Watching):
