@@ -110,6 +110,7 @@ VALUES: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "draft_s": lambda _, outcome, __: outcome.stats.draft_s,
     "drafter_bytes": lambda _, outcome, __: outcome.stats.drafter_bytes,
     "replay_mismatches": lambda _, outcome, __: outcome.stats.replay_mismatches,
+    "preempted": lambda _, outcome, __: outcome.stats.preempted,
     "queued_s": lambda _, outcome, __: outcome.stats.queued_s,
     "first_token_s": lambda _, outcome, __: outcome.stats.first_token_s,
     "total_s": lambda _, outcome, __: outcome.stats.total_s,

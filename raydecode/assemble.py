@@ -45,7 +45,7 @@ def choose(job: JobConfig) -> Choice:
             value=job.engine.options["trust_remote_code"], hint="model: {source: ..., trust_remote_code: true}",
         )  # fmt: skip
     if job.engine.name != "auto":
-        _raise(_refused(job.engine.name, job))
+        _raise(_refused(job.engine.name, job) or _family(job.engine.name, job))
         return Choice(job.engine.name, _dtype(job, job.engine.name), "asked for")
     if job.model.source == TOY:
         _raise(_refused(TOY, job))
@@ -53,7 +53,7 @@ def choose(job: JobConfig) -> Choice:
     from raydecode.engine.vllm import available
 
     missing = available()
-    refused = None if missing else _refused("vllm", job)
+    refused = None if missing else _refused("vllm", job) or _family("vllm", job)
     if missing or refused:
         _raise(_refused("torch", job))
         why = f"vLLM refuses: {refused.message}" if refused else f"vLLM cannot run here: {missing}"
@@ -81,6 +81,7 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     if model.trust_remote_code:
         common["options"] = {**engine.options, "trust_remote_code": True}
     if choice.name == "vllm":
+        _raise(_family("vllm", job))  # now that the model is here, whatever `choose` could see
         from raydecode.engine.vllm import VllmEngine
 
         return VllmEngine(folder, **common)
@@ -94,6 +95,27 @@ def _refused(engine: str, job: JobConfig) -> Refused | None:
     roster = [(room, card) for room, cards in (job.roster.named or {}).items() for card in cards]
     answers = itertools.chain((_refusal(engine, job.spec),), (_roster_refusal(engine, job, *one) for one in roster))
     return next((refused for refused in answers if refused), None)
+
+
+def _family(engine: str, job: JobConfig) -> Refused | None:
+    """A model that `engine` cannot run, as far as its files are here: nothing is fetched to find out."""
+    source = job.model.source
+    if engine != "vllm" or source.endswith(".gguf"):  # gguf files hold decoders
+        return None
+    from raydecode import models
+    from raydecode.models.card import read_json
+
+    try:
+        folder = models.locate(source, revision=job.model.revision, offline=True)
+        config = read_json(folder / "config.json", folder)
+    except models.ModelError:
+        return None
+    if not config.get("is_encoder_decoder"):
+        return None
+    return Refused(
+        f"the vllm engine runs decoders only, and {config.get('model_type')} is an encoder-decoder", field="model",
+        value=source, hint="engine.name=torch runs T5, BART and Marian",
+    )  # fmt: skip
 
 
 def _roster_refusal(engine: str, job: JobConfig, room: str, card: Card) -> Refused | None:

@@ -44,6 +44,7 @@ COLUMNS: Mapping[str, Column] = {
     "draft_s": Column("seconds", "the row's share of the seconds in its drafter"),
     "drafter_bytes": Column("count", "memory that the row's drafter held at its end, shared tables included"),
     "replay_mismatches": Column("count", "tokens of a resumed row that this engine would have chosen otherwise"),
+    "preempted": Column("count", "times the row gave its cache to an earlier one and read its text anew"),
     "queued_s": Column("seconds", "seconds between submission and a slot"),
     "first_token_s": Column("seconds", "seconds between submission and the first token"),
     "total_s": Column("seconds", "seconds between submission and the last token"),

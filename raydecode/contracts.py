@@ -51,6 +51,8 @@ class Needs:
 
         @staticmethod
         def needs_of(options: Options, sites: Sequence[str]) -> Needs       # sites: the lane's, from the inside out
+
+    but own_logp, history, lanes and grad, which say what kind of method it is, by `needs` alone.
     """
 
     top_k: int = 0
@@ -189,7 +191,8 @@ class Sampler(Protocol):
 
     columns: state columns and their start value from the options (empty = stateless)
 
-    A class may also say `identity: Options`, options at which `shape` returns its input bit for bit (a law),
+    A class may also say `identity: Options`, options at which `shape` returns its input bit for bit (a law);
+    `keeps_best = True`, the likeliest token stays the likeliest (a law); `settles = True`, one token is left;
     and `report(options, state, count) -> Mapping`, JSON-able: what its state columns say after `count` tokens. Reports
     of a row's samplers stand behind those of its monitors, each under the sampler's name.
     """
@@ -237,6 +240,8 @@ class NodeOut:
 @dataclass(frozen=True, slots=True)
 class Forward:
     """A drafter's wish for one round on one lane; the engine owns the lane's cache and merges wishes.
+
+    No engine answers wishes yet: a drafter that yields one makes no draft, which is counted as its failure.
 
     items:  (row, drafted path after the pending token)
     layers: the lane's own layers to run, None = all

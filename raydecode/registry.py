@@ -24,7 +24,7 @@ import importlib.metadata
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +187,28 @@ def get(room: str, name: str, where: str = "") -> Method:
         nearest=nearest(name, known),
         hint=f"all: raydecode methods {room}",
     )
+
+
+def check_chain(chain: Sequence[Card], where: str) -> None:
+    """Raise UserError for samplers that contradict each other: one given twice, or one that another makes idle.
+
+    A sampler that `settles` leaves one token: none behind it has a choice, and one before it that `keeps_best` never
+    shows (`contracts.Sampler`).
+    """
+    made = [get("samplers", card.name, f"{where}[{i}]").factory for i, card in enumerate(chain)]
+    settled = next((i for i, sampler in enumerate(made) if getattr(sampler, "settles", False)), None)
+    for i, card in enumerate(chain):
+        field, earlier = f"{where}[{i}]", [other.name for other in chain[:i]]
+        if card.name in earlier:
+            raise UserError(
+                f"'{card.name}' is in the chain twice, first at [{earlier.index(card.name)}]", field=field,
+                value=card.name, hint="keep the one that is meant",
+            )  # fmt: skip
+        if settled is not None and (i > settled or (i < settled and getattr(made[i], "keeps_best", False))):
+            raise UserError(
+                f"'{card.name}' and '{chain[settled].name}' contradict each other: {chain[settled].name} leaves one "
+                f"token, so {card.name} would change nothing", field=field, value=card.name, hint="keep one of them",
+            )  # fmt: skip
 
 
 @functools.cache

@@ -89,6 +89,22 @@ def test_a_built_engine_runs() -> None:
     assert {event.reason for event in events if isinstance(event, OutcomeEvent)} <= {"eos", "length"}
 
 
+def test_an_encoder_decoder_goes_to_torch_also_where_vllm_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known as soon as the model's files are here; a model that is not here yet is asked again once it is."""
+    monkeypatch.setattr("raydecode.engine.vllm.available", lambda: None)
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    choice = choose(job(str(tmp_path)))
+    assert choice.name == "torch"
+    assert "t5 is an encoder-decoder" in choice.why
+    with pytest.raises(Refused, match="t5 is an encoder-decoder") as caught:
+        choose(job(str(tmp_path), engine={"name": "vllm"}))
+    assert "engine.name=torch" in str(caught.value)
+    config.write_text('{"model_type": "llama"}')
+    assert choose(job(str(tmp_path))).name == "vllm"
+    assert choose(job("not/here")).name == "vllm"
+
+
 def test_choosing_loads_neither_vllm_nor_ray() -> None:
     code = (
         "import sys; from raydecode.assemble import choose; from raydecode.config import JobConfig;"

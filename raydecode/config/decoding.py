@@ -63,7 +63,10 @@ class RowDecoding(Section):
             return ()
         if not isinstance(value, list | tuple):
             return (known(CHAIN[str(info.field_name)], value, where),)
-        return tuple(known(CHAIN[str(info.field_name)], card, f"{where}[{i}]") for i, card in enumerate(value))
+        cards = tuple(known(CHAIN[str(info.field_name)], card, f"{where}[{i}]") for i, card in enumerate(value))
+        if info.field_name == "sampler":
+            registry.check_chain(cards, where)
+        return cards
 
     @field_validator(*SINGLE, mode="before")
     @classmethod

@@ -161,6 +161,20 @@ def identity_changes_nothing(method: Method) -> None:
     require(where is None, method, "identity_changes_nothing", f"row {where} changed at {dict(identity)}")
 
 
+def keeps_the_likeliest(method: Method) -> None:
+    """What says `keeps_best` leaves the likeliest token the likeliest; what says `settles` leaves no other."""
+    sampler = method.factory()
+    x_RV, rows = bench(method)
+    shaped_RV, best_R = sampler.shape(x_RV, rows), x_RV.argmax(1)
+    for r, token in enumerate(best_R.tolist()):
+        found = f"row {r}: token {token} is no longer the likeliest with options {dict(rows.options[r])}"
+        kept = bool(shaped_RV[r, token] == shaped_RV[r].max())
+        require(kept or not getattr(sampler, "keeps_best", False), method, "keeps_the_likeliest", found)
+        left = int(torch.isfinite(shaped_RV[r]).sum())
+        alone = left == 1 or not getattr(sampler, "settles", False)
+        require(alone, method, "keeps_the_likeliest", f"row {r}: {left} tokens are left")
+
+
 LAWS = (
     declared,
     pure,
@@ -168,6 +182,7 @@ LAWS = (
     keeps_shape,
     never_allows_again,
     keeps_a_token,
+    keeps_the_likeliest,
     rows_do_not_see_each_other,
     state_is_a_fold_of_the_row,
     identity_changes_nothing,

@@ -7,6 +7,8 @@
       cut_left   the first needed - context prompt tokens go (the end of the prompt matters: chat, continuation)
       cut_right  the last needed - context prompt tokens go  (the start of the prompt matters: a document to classify)
 
+An encoder-decoder's prompt has a context of its own (`fit_source`); the output then fits the decoder's.
+
 A Fault ends that row alone. All lengths are tokens.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydecode.errors import nearest
+from raydecode.errors import RowError, nearest
 from raydecode.events import Fault
 from raydecode.request import OVERFLOW
 
@@ -51,6 +53,17 @@ def fit_prompt(prompt_len: int, max_tokens: int, context: int, overflow: str = "
     if overflow in ("cut_left", "cut_right") and excess < prompt_len:
         return Fit(excess, 0, max_tokens) if overflow == "cut_left" else Fit(0, excess, max_tokens)
     return Fault(STAGE, "ContextOverflow", f"{figures}; {_advice(prompt_len, max_tokens, context, overflow)}")
+
+
+def fit_source(ids: Sequence[int], context: int, overflow: str) -> tuple[int, ...]:
+    """What an encoder reads: it has a context of its own, where the prompt is alone. Raises RowError."""
+    if len(ids) > context and overflow in ("error", "shorten"):
+        figures = f"{len(ids)} prompt tokens > context {context} of the encoder"
+        raise RowError(STAGE, "ContextOverflow", f"{figures}; set overflow to 'cut_left' or 'cut_right'")
+    fit = fit_prompt(len(ids), 1, context + 1, overflow)
+    if isinstance(fit, Fault):
+        raise RowError(fit.stage, fit.kind, fit.message)
+    return fit.cut(ids)
 
 
 def _advice(prompt_len: int, max_tokens: int, context: int, overflow: str) -> str:

@@ -30,14 +30,15 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
                     field=field, value=card.name,
                 )  # fmt: skip
+    try:
+        registry.check_chain(spec.sampler, "decoding.sampler")
+    except UserError as error:
+        return Refused(error.message, field=error.field, value=error.value, hint=error.hint)
     return None
 
 
 def complete(spec: DecodingSpec) -> DecodingSpec:
-    """The spec with the defaults of every card's options. Raises RowError for a card whose options are not valid.
-
-    A card that names all its options was parsed where it came in (a job file, a row's column) and stays as it is.
-    """
+    """The spec with the defaults of every card's options. Raises RowError for a card whose options are not valid."""
     change: dict[str, Any] = {}
     for room, cards in spec.cards().items():
         filled = tuple(_filled(room, card) for card in cards)
@@ -47,10 +48,7 @@ def complete(spec: DecodingSpec) -> DecodingSpec:
 
 
 def _filled(room: str, card: Card) -> Card:
-    method = registry.get(room, card.name)
-    if method.options.model_fields.keys() <= card.options.keys():
-        return card
     try:
-        return method.parse(card, f"decoding.{FIELDS[room]}")
+        return registry.get(room, card.name).parse(card, f"decoding.{FIELDS[room]}")
     except UserError as error:
         raise RowError("request", "BadOption", str(error)) from None

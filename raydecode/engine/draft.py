@@ -6,7 +6,7 @@ A drafter is a cache: whatever it raises or returns, the text is the same. Failu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,12 +27,14 @@ class Drafters:
     def __init__(
         self,
         drafter: Callable[[str], Drafter],
-        monitors: Mapping[str, Monitor],
+        monitor: Callable[[str], Monitor],
+        sites: Sequence[str] = (),
         *,
         budget: int = 16,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._of, self._monitors, self._budget, self._clock = drafter, monitors, budget, clock
+        self._of, self._monitor, self._sites = drafter, monitor, sites
+        self._budget, self._clock = budget, clock
         self._shared: dict[str, Any] = {}
 
     def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
@@ -61,7 +63,7 @@ class Drafters:
         name, began = row.spec.drafter.name, self._clock()
         try:
             drafter, top = self._of(name), {}
-            needs = needs_of(drafter, row.spec.drafter, tuple(outputs.hidden))
+            needs = needs_of(drafter, row.spec.drafter, self._sites)
             if needs.top_k:
                 nodes = range(len(tree)) if needs.top_k_nodes == "all" else path
                 k = min(needs.top_k, outputs.logits_MV.shape[1])
@@ -93,7 +95,7 @@ class Drafters:
             return ()
         try:
             states = zip(row.spec.monitors, row.monitor_state, strict=True)
-            constraint = compose((self._monitors[c.name].constrain(s) for c, s in states), eos)
+            constraint = compose((self._monitor(c.name).constrain(s) for c, s in states), eos)
         except Exception:
             return ()  # the walk asks again and makes it the row's fault
         if not isinstance(constraint, Constraint):

@@ -55,9 +55,10 @@ def refuse_sites(engine: str, spec: DecodingSpec, sites: Sequence[str]) -> Refus
                 continue
             wrong = next((site for site in wanted if site not in sites), None)
             if wrong is not None:
+                known = ", ".join(sites) or "none"
                 return Refused(
                     f"{room}/{card.name} asks for site '{wrong}': the {engine} engine's model has no such site",
-                    field=field, value=wrong, nearest=nearest(wrong, sites), hint=f"sites: {', '.join(sites)}",
+                    field=field, value=wrong, nearest=nearest(wrong, sites), hint=f"sites: {known}",
                 )  # fmt: skip
     return None
 

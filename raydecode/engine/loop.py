@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from raydecode import registry
 from raydecode.constraint import Pending
 from raydecode.contracts import Needs
-from raydecode.engine.admission import fit_prompt
+from raydecode.engine.admission import fit_prompt, fit_source
 from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
 from raydecode.engine.draft import Drafters
@@ -22,7 +23,7 @@ from raydecode.engine.rows import Row
 from raydecode.engine.schedule import Schedule
 from raydecode.engine.walk import Methods, Visit, walk
 from raydecode.errors import Refused, RowError
-from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent, TextEvent
+from raydecode.events import Event, Fault, OutcomeEvent, StepEvent, TextEvent
 from raydecode.request import DecodingSpec, Request, RowId
 from raydecode.tree import TokenTree
 
@@ -51,10 +52,10 @@ class Loop:
         self.lane, self.stream, self.clock = lane, stream, clock
         self.host = ServiceHost(lane.token_bytes, lane.eos, services)
         self._live: dict[tuple[str, str], Any] = dict(given or {})
-        monitors = _ByName(lambda name: self.method("monitors", name))
-        self._methods = Methods(lambda name: self.method("samplers", name), monitors, lane.sites)
-        self._interventions = _ByName(lambda name: self.method("interventions", name))
-        self._drafters = Drafters(lambda name: self.method("drafters", name), monitors, clock=clock)
+        self._monitor = partial(self.method, "monitors")
+        self._intervention = partial(self.method, "interventions")
+        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites)
+        self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, lane.sites, clock=clock)
         self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
         self.steps = 0
@@ -83,7 +84,7 @@ class Loop:
         visits, chunks = self._plan()
         if chunks:
             by_slot = {row.slot: row for row in self._rows.running}
-            acting = hooks(chunks, by_slot, self._interventions.__getitem__)
+            acting = hooks(chunks, by_slot, self._intervention)
             outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
             walk(visits, outputs, self._methods, self.host, events)
             self._settle(visits, outputs, events)
@@ -131,55 +132,55 @@ class Loop:
 
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
-        spec = request.decoding
-        refused = self.refuse(spec)
+        """One row per sample, its methods open. Raises for what is the request's own fault."""
+        refused = self.refuse(request.decoding)
         if refused:
             raise RowError("request", "Refused", str(refused))
+        spec = complete(request.decoding)
         if spec.n < 1 or spec.max_tokens < 1:
             given = f"got n = {spec.n}, max_tokens = {spec.max_tokens}"
             raise RowError("request", "BadLimit", f"n and max_tokens are at least 1, {given}")
-        spec = complete(spec)
-        ids = self.lane.encode(request.prompt)
-        size = len(self.host.token_bytes)
+        source, ids, limit = self._prompt(request, spec)
+        if request.resume and (spec.n > 1 or len(request.resume) > limit):
+            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        samplers = [self.method("samplers", card.name) for card in spec.sampler]
+        monitors = [self._monitor(card.name) for card in spec.monitors]
+        needs = Needs(logp=spec.logprobs is not None, top_k=spec.logprobs or 0)
+        for card, monitor in zip(spec.monitors, monitors, strict=True):
+            needs |= needs_of(monitor, card, self.lane.sites)
+        horizons = [self._intervention(card.name).horizon(card.options) for card in spec.interventions]
+        inside = asked(spec, self.lane.sites)
+        rows: list[Row] = []
+        for sample in range(spec.n):
+            row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), limit)
+            row.source, row.replay, row.submitted_at = source, request.resume, self.clock()
+            row.needs, row.inside = needs, inside
+            row.horizon = min((horizon for horizon in horizons if horizon is not None), default=None)
+            row.leader = rows[0] if rows else None
+            if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
+                row.shown = settled(b"".join(self.host.token_bytes[id] for id in request.resume), spec.stop)
+            for card, sampler in zip(spec.sampler, samplers, strict=True):
+                row.sampler_state.append({name: float(start(card.options)) for name, start in sampler.columns.items()})
+            for card, monitor in zip(spec.monitors, monitors, strict=True):
+                row.monitor_state.append(monitor.open(request, self.host, card.options))
+            rows.append(row)
+        return rows
+
+    def _prompt(self, request: Request, spec: DecodingSpec) -> tuple[tuple[int, ...], list[int], int]:
+        """What an encoder reads (empty without one), what the row begins with, and how many tokens may follow."""
+        ids, size = self.lane.encode(request.prompt), len(self.host.token_bytes)
         foreign = next((id for id in (*ids, *request.resume) if not 0 <= id < size), None)
         if foreign is not None:
             raise RowError("request", "BadToken", f"token {foreign} is not in a vocabulary of {size}")
         source: tuple[int, ...] = ()
-        starts = tuple(getattr(self.lane, "starts", ()))
-        if starts:  # an encoder-decoder: the prompt is the encoder's, with a context of its own
-            whole = fit_prompt(len(ids), 1, self.lane.context + 1, request.overflow)
-            if isinstance(whole, Fault):
-                raise RowError(whole.stage, whole.kind, whole.message)
-            source, ids = whole.cut(ids), list(starts)
-        fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, "error" if starts else request.overflow)
+        overflow = request.overflow
+        if hasattr(self.lane, "starts"):  # the prompt is the encoder's, which has a context of its own
+            source = fit_source(ids, self.lane.context, overflow)
+            ids, overflow = list(self.lane.starts), "shorten" if overflow == "shorten" else "error"
+        fit = fit_prompt(len(ids), spec.max_tokens, self.lane.context, overflow)
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
-        ids = list(fit.cut(ids))
-        if request.resume and (spec.n > 1 or len(request.resume) > fit.max_tokens):
-            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
-        needs = Needs(logp=spec.logprobs is not None, top_k=spec.logprobs or 0)
-        for card in spec.monitors:
-            needs |= needs_of(self.method("monitors", card.name), card, self.lane.sites)
-        horizons = [self.method("interventions", c.name).horizon(c.options) for c in spec.interventions]
-        rows: list[Row] = []
-        for sample in range(spec.n):
-            row = Row(
-                RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), fit.max_tokens
-            )
-            row.source = source
-            row.replay, row.needs, row.submitted_at = request.resume, needs, self.clock()
-            row.inside = asked(spec, self.lane.sites)
-            row.horizon = min((h for h in horizons if h is not None), default=None)
-            row.leader = rows[0] if rows else None
-            if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
-                row.shown = settled(b"".join(self.host.token_bytes[id] for id in request.resume), spec.stop)
-            for card in spec.sampler:
-                columns = self.method("samplers", card.name).columns
-                row.sampler_state.append({name: float(start(card.options)) for name, start in columns.items()})
-            for card in spec.monitors:
-                row.monitor_state.append(self.method("monitors", card.name).open(request, self.host, card.options))
-            rows.append(row)
-        return rows
+        return source, list(fit.cut(ids)), fit.max_tokens
 
     def _plan(self) -> tuple[list[Visit], list[Chunk]]:
         """This step's chunks: a tree for rows that decode, a part of their prompt for rows that still read."""
@@ -199,13 +200,13 @@ class Loop:
 
     def _still_parked(self, row: Row) -> bool:
         """Ask the monitors again; their answers are kept, so asking is free."""
-        monitors = self._methods.monitors
         try:
-            asked = [monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)]
+            states = zip(row.spec.monitors, row.monitor_state, strict=True)
+            answers = [self._monitor(card.name).constrain(state) for card, state in states]
         except Exception as error:
             row.fail("monitor", error)
             return True
-        row.parked = any(isinstance(answer, Pending) for answer in asked)
+        row.parked = any(isinstance(answer, Pending) for answer in answers)
         return row.parked
 
     def _settle(self, visits: list[Visit], outputs: Outputs, events: list[Event]) -> None:
@@ -232,21 +233,16 @@ class Loop:
         """Say where in the model a row's NaN arose."""
         for row in (visit.row for visit in visits):
             if row.fault and (row.fault.stage, row.fault.kind) == ("model", "BadLogits"):
-                where = blame(self.lane, row, self._interventions.__getitem__)
+                where = blame(self.lane, row, self._intervention)
                 if where:
                     message = f"{row.fault.message}; the first value that is not finite arose in {where}"
                     row.fault = dataclasses.replace(row.fault, message=message)
 
     def _expire(self) -> None:
         for row in self._rows.running:
-            if (
-                row.spec.deadline_s is not None
-                and row.reason is None
-                and self.clock() - row.admitted_at > row.spec.deadline_s
-            ):
-                row.fail(
-                    "engine", RowError("engine", "Deadline", f"held its slot for more than {row.spec.deadline_s} s")
-                )
+            most = row.spec.deadline_s
+            if most is not None and row.reason is None and self.clock() - row.admitted_at > most:
+                row.fail("engine", RowError("engine", "Deadline", f"held its slot for more than {most} s"))
 
     def _retire(self, events: list[Event]) -> None:
         """Free the slots of rows that ended and say how they did."""
@@ -256,23 +252,7 @@ class Loop:
             events.append(self._outcome(row))
 
     def _outcome(self, row: Row) -> OutcomeEvent:
-        now = self.clock()
-        stats = RowStats(
-            prompt_tokens=len(row.source) or row.prompt_len,
-            cached_tokens=row.cached_at_start,
-            forwards=row.forwards,
-            drafted=row.drafted,
-            accepted=row.accepted,
-            draft_failures=row.draft_failures,
-            drafter=row.spec.drafter.name if row.spec.drafter else None,
-            drafter_bytes=self._drafters.size(row),
-            draft_s=row.draft_s,
-            replay_mismatches=row.replay_mismatches,
-            preempted=row.preempted,
-            queued_s=(row.admitted_at or now) - row.submitted_at,
-            first_token_s=max(row.first_token_at - row.submitted_at, 0.0),
-            total_s=now - row.submitted_at,
-        )
+        stats = row.stats(self.clock(), self._drafters.size(row))
         assert row.reason is not None
         outcome = OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
         if not (row.monitor_state or row.sampler_state):
@@ -280,7 +260,7 @@ class Loop:
         reports, room = [], "monitor"
         try:
             for card, monitor_state in zip(row.spec.monitors, row.monitor_state, strict=True):
-                reports.append(self._methods.monitors[card.name].close(monitor_state, outcome))
+                reports.append(self._monitor(card.name).close(monitor_state, outcome))
             room = "sampler"
             for card, state in zip(row.spec.sampler, row.sampler_state, strict=True):
                 report = getattr(self.method("samplers", card.name), "report", None)
@@ -301,15 +281,3 @@ class Loop:
         if end > row.shown:
             events.append(TextEvent(row.id, row.text[row.shown : end]))
             row.shown = end
-
-
-class _ByName(dict):
-    """name -> live object, made on first use."""
-
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, name: str) -> Any:
-        self[name] = self._make(name)
-        return self[name]

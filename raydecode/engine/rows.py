@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydecode.contracts import Needs
 from raydecode.errors import RowError
-from raydecode.events import Fault, FinishReason
+from raydecode.events import Fault, FinishReason, RowStats
 from raydecode.request import Card, DecodingSpec, Request, RowId
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Row:
 
     @property
     def salt(self) -> str:
-        """What the cache depends on besides the ids: an intervention knows its row, so the row shares with no other."""
-        return repr((self.id, self.spec.interventions)) if self.spec.interventions else ""
+        """What the cache depends on besides the ids: the interventions, which do not depend on whose row it is."""
+        return repr(self.spec.interventions) if self.spec.interventions else ""
 
     @property
     def pending(self) -> int:
@@ -115,6 +115,25 @@ class Row:
         self.reason = "error"
         kind, message = getattr(error, "kind", type(error).__name__), getattr(error, "message", str(error))
         self.fault = Fault(getattr(error, "stage", stage), kind, message)
+
+    def stats(self, now: float, drafter_bytes: int) -> RowStats:
+        """Counts and seconds so far."""
+        return RowStats(
+            prompt_tokens=len(self.source) or self.prompt_len,
+            cached_tokens=self.cached_at_start,
+            forwards=self.forwards,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            draft_failures=self.draft_failures,
+            drafter=self.spec.drafter.name if self.spec.drafter else None,
+            drafter_bytes=drafter_bytes,
+            draft_s=self.draft_s,
+            replay_mismatches=self.replay_mismatches,
+            preempted=self.preempted,
+            queued_s=(self.admitted_at or now) - self.submitted_at,
+            first_token_s=max(self.first_token_at - self.submitted_at, 0.0),
+            total_s=now - self.submitted_at,
+        )
 
 
 class StageRows:

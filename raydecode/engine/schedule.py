@@ -39,8 +39,8 @@ class Schedule:
                     row.slot, row.cached = -1, 0
                     return
             self._free.pop()
-            if row.source and row.leader is None:
-                cast(SourceLane, self.lane).read(row.slot, row.source)
+            if row.leader is None:
+                self._read(row)
             self.running.append(self.waiting.popleft())
             row.admitted_at = row.admitted_at or self.clock()
         self.fork()
@@ -124,6 +124,11 @@ class Schedule:
         row.cached = held
         row.known = max(row.known, held // self.lane.page)
 
+    def _read(self, row: Row) -> None:
+        """A row that no leader reads for has its source encoded."""
+        if row.source:
+            cast(SourceLane, self.lane).read(row.slot, row.source)
+
     def _make_room(self, row: Row, length: int) -> bool:
         """Pages for the row's next columns, in need those of the row that came last; False: that was the row itself."""
         while not self.lane.reserve(row.slot, row.cached, length):
@@ -143,3 +148,5 @@ class Schedule:
         for row in [*self.waiting, *self.running]:
             if row.leader is leader:
                 row.leader = None
+                if row.slot >= 0:
+                    self._read(row)

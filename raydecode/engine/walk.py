@@ -12,7 +12,7 @@ x_RV: float32 logits, R rows that walk, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +50,7 @@ class Methods:
     """Live objects by name, made on first use; one per engine."""
 
     samplers: chain.SamplerOf
-    monitors: Mapping[str, Monitor]
+    monitors: Callable[[str], Monitor]
     sites: Sequence[str] = ()
 
 
@@ -107,7 +107,7 @@ def _constrained(
         row = visit.row
         try:
             asked = (
-                methods.monitors[c.name].constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)
+                methods.monitors(c.name).constrain(s) for c, s in zip(row.spec.monitors, row.monitor_state, strict=True)
             )
             constraint = compose(asked, host.eos) if row.spec.monitors else None
             if isinstance(constraint, Constraint):
@@ -203,9 +203,9 @@ def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, 
         row.text += event.bytes
     try:
         row.monitor_state = [
-            methods.monitors[c.name].observe(s, event) for c, s in zip(spec.monitors, row.monitor_state, strict=True)
+            methods.monitors(c.name).observe(s, event) for c, s in zip(spec.monitors, row.monitor_state, strict=True)
         ]
-        verdicts = [methods.monitors[c.name].verdict(s) for c, s in zip(spec.monitors, row.monitor_state, strict=True)]
+        verdicts = [methods.monitors(c.name).verdict(s) for c, s in zip(spec.monitors, row.monitor_state, strict=True)]
     except Exception as error:
         row.fail("monitor", error)
         return False

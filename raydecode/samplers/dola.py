@@ -87,10 +87,10 @@ def _site(j: int) -> str:
 
 
 def _bucket(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Candidate layers of a model of `depth` layers."""
+    """Candidate layers of a model of `depth` layers. Without any it is the embedding, a site that is then refused."""
     half = depth // 2 if depth <= FEW else None
     if layers == "low":
         return tuple(range(0, half or 20, 2)) if depth > 1 else (0,)
     if layers == "high":
-        return tuple(range(half if half is not None else depth - 20, depth, 2))
+        return tuple(range(half if half is not None else depth - 20, depth, 2)) or (0,)
     return tuple(int(j) for j in layers)

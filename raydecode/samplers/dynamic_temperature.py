@@ -27,6 +27,7 @@ class DynamicTemperature:
         exponent: float = Field(default=1.0, gt=0, le=10, description="above 1: rises late; below 1: early")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"low": 1.0, "high": 1.0}
 

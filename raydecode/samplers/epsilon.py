@@ -22,6 +22,7 @@ class Epsilon:
         epsilon: float = Field(ge=0, lt=1, description="least probability; 3e-4 to 9e-4 in the paper, 0 keeps all")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"epsilon": 0.0}
 

@@ -22,6 +22,7 @@ class Eta:
         epsilon: float = Field(ge=0, lt=1, description="eta where the entropy is low; 3e-4 to 4e-3 in the paper")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"epsilon": 0.0}
 

@@ -21,6 +21,7 @@ class MinP:
         p: float = Field(ge=0, le=1, description="share of the likeliest token's probability; 0 keeps all")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"p": 0.0}
 

@@ -40,6 +40,7 @@ class Mirostat2:
         eta: float = Field(default=1.0, gt=0, le=2, description="learning rate; small ones need long texts")
 
     needs = Needs(own_logp=True)
+    keeps_best = True
     columns: StateColumns = {
         "mu": lambda options: 2 * options["tau"],
         "collapsed": lambda _: 0,

@@ -21,6 +21,7 @@ class TopK:
         k: int = Field(ge=1, description="how many tokens stay; more than the vocabulary keeps all")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"k": 1 << 20}
 

@@ -23,6 +23,7 @@ class TopNSigma:
         n: float = Field(default=1.0, ge=0, le=1e6, description="standard deviations below the largest logit")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"n": 1e6}
 

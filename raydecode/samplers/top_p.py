@@ -24,6 +24,7 @@ class TopP:
         p: float = Field(gt=0, le=1, description="kept mass; 1 keeps all")
 
     needs = Needs()
+    keeps_best = True
     columns: StateColumns = {}
     identity = {"p": 1.0}
 

@@ -59,12 +59,24 @@ def test_record_round_trip():
         ('{"roster": {}}', "decoding.roster: only the job may set this"),
         ('{"overflow": "error"}', "decoding.overflow: only the job may set this"),
         ('{"sampler": ["greedy", "grdy"]}', "decoding.sampler[1]: no sampler 'grdy'"),
+        ('{"sampler": ["greedy", "temperature"]}', "decoding.sampler[1]: 'temperature' and 'greedy' contradict"),
+        ('{"sampler": ["temperature", "greedy"]}', "decoding.sampler[0]: 'temperature' and 'greedy' contradict"),
+        ('{"sampler": ["greedy", "dry"]}', "greedy leaves one token, so dry would change nothing"),
+        (
+            '{"sampler": [{"name": "top_k", "k": 3}, "temperature", {"name": "top_k", "k": 9}]}',
+            "decoding.sampler[2]: 'top_k' is in the chain twice, first at [0]\n  keep the one that is meant",
+        ),
     ],
 )
 def test_what_is_said_about_a_wrong_row(value, says):
     with pytest.raises(UserError) as caught:
         parse_decoding(value, BASE)
     assert says in str(caught.value)
+
+
+def test_what_changes_the_likeliest_token_goes_before_greedy():
+    chain = parse_decoding({"sampler": ["repetition_penalty", "dry", "greedy"]}).sampler
+    assert [card.name for card in chain] == ["repetition_penalty", "dry", "greedy"]
 
 
 def test_where_names_the_place():

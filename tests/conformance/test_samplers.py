@@ -20,6 +20,7 @@ BREAKS = {
     "in_place": samplers.pure,
     "emptying": samplers.keeps_a_token,
     "restless": samplers.pure,
+    "reordering": samplers.keeps_the_likeliest,
     "doubling": samplers.keeps_shape,
     "not_quite_identity": samplers.identity_changes_nothing,
     "undescribed": samplers.declared,
@@ -75,7 +76,7 @@ def test_forced_tokens_surprise_nobody():
     """A constraint that leaves one token makes its own logp 0, and never -inf, whatever the chain cut before."""
     recorder = SamplerRecorder(registry.get("samplers", "mirostat_like").factory())
     spec = DecodingSpec(
-        max_tokens=12, sampler=(Card("greedy"), Card("mirostat_like", {"tau": 1.2, "eta": 0.5})),
+        max_tokens=12, sampler=(Card("top_k", {"k": 1}), Card("mirostat_like", {"tau": 1.2, "eta": 0.5})),
         monitors=(Card("scripted", {"what": "forced", "at": 2}),),
     )  # fmt: skip
     run = drive(ToyEngine(given={("samplers", "mirostat_like"): recorder}), [Request("f", "f", Ids((0, 1)), spec)])

@@ -54,8 +54,9 @@ def test_one_call_per_method_and_stage():
             return x_RC.clone()
 
     Counted.__doc__ = "Count."
-    registry.register("samplers", engines=("toy",))(Counted)
-    drive(ToyEngine(), _requests([(Card("counted"), T(1.3), Card("counted"))] * 5, max_tokens=1))
+    for name in ("counted", "recounted"):
+        registry.register("samplers", name=name, engines=("toy",))(Counted)
+    drive(ToyEngine(), _requests([(Card("counted"), T(1.3), Card("recounted"))] * 5, max_tokens=1))
     assert calls == [5, 5]
 
 

@@ -84,6 +84,46 @@ def test_a_row_resumes_with_its_intervention():
             assert outcome.stats.replay_mismatches == 0
 
 
+def test_equal_interventions_share_a_beginning_and_others_do_not():
+    """The text is what it is alone; the prompt's pages are read once per kind of intervention."""
+    long = tuple(i % 4 for i in range(3 * toy.PAGE + 2))
+    other = Card("push", {"site": "layer.1", "strength": -0.5, "start": 0})
+    kinds = {"plain": (), "pushed": (PUSH,), "other": (other,)}
+    asked = [ask(f"{name} {i}", long, interventions=cards) for i in range(2) for name, cards in kinds.items()]
+    alone = {row: one for r in asked for row, one in drive(ToyEngine(), [r]).outcomes.items()}
+    engine = ToyEngine(slots=1)
+    outcomes = drive(engine, asked).outcomes
+    assert outcomes == alone
+    cached = [outcomes[RowId(r.id)].stats.cached_tokens for r in asked]
+    assert cached == [0, 0, 0, *[3 * toy.PAGE] * 3]
+
+
+class Deepest(Drafting):
+    """Wants the last layer's states, whatever the depth, and of the three likeliest at each node."""
+
+    seen: list = []
+
+    @staticmethod
+    def needs_of(options, sites):
+        layers = [site for site in sites if site.startswith("layer.")]
+        return Needs(hidden=(layers[-1],), hidden_nodes="accepted", top_k=3)
+
+    def observe(self, records, shared, options):
+        self.seen += records
+        return [None for _ in records]
+
+
+def test_a_drafters_needs_are_asked_with_all_the_sites_of_the_model():
+    """Also beside a row for whom another site is read: the sites of the call are not those of the model."""
+    registry.register("drafters", name="deepest", engines=("toy",))(Deepest)
+    registry.register("monitors", name="reader")(Reader)
+    Deepest.seen = []
+    run = drive(ToyEngine(), [ask("d", drafter=Card("deepest")), ask("r", monitors=(Card("reader"),))])
+    assert run.outcomes[RowId("d")].stats.draft_failures == 0
+    assert {tuple(states) for one in Deepest.seen for states in one.hidden.values()} == {(f"layer.{toy.DEPTH - 1}",)}
+    assert {len(ids) for one in Deepest.seen for ids in one.top_ids.values()} == {3}
+
+
 def test_nothing_is_computed_that_no_row_asked_for():
     lane = Seeing()
     drive(SeeingLoop(lane), [ask("a"), ask("b", drafter=Card("recycling"))])

@@ -196,6 +196,9 @@ def test_a_resume_past_the_end_of_text_ends_there():
         (_request(spec=DecodingSpec(search=Card("nonesuch"))), "Refused", "no search 'nonesuch'"),
         (_request(spec=DecodingSpec(sampler=(Card("min_p"),))), "BadOption", "min_p needs this option"),
         (_request(spec=DecodingSpec(sampler=(Card("min_p", {"q": 1}),))), "BadOption", "min_p has no option 'q'"),
+        (_request(spec=DecodingSpec(sampler=(Card("min_p", {"p": 2.0}),))), "BadOption", "less than or equal to 1"),
+        (_request(spec=DecodingSpec(sampler=(Card("greedy"), Card("temperature")))), "Refused", "contradict each"),
+        (_request(spec=DecodingSpec(sampler=(Card("greedy"), Card("greedy")))), "Refused", "in the chain twice"),
     ],
 )
 def test_a_request_at_fault_is_an_outcome(request_, kind, said):

@@ -60,6 +60,15 @@ class InPlace(Stateless):
         return x_RC.mul_(0.5)
 
 
+class Reordering(Stateless):
+    """Twin: says that the likeliest token stays the likeliest, and takes it down."""
+
+    keeps_best = True
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        return x_RC.where(x_RC < x_RC.amax(1, keepdim=True), x_RC - 100.0)
+
+
 class Emptying(Stateless):
     """Twin: keeps tokens with probability above one half, or none at all."""
 
@@ -135,6 +144,6 @@ def _options(rows: SamplerRows) -> list[dict]:
 
 HONEST = (MirostatLike,)
 TWINS = (
-    BatchMean, Reinflating, InPlace, Emptying, Restless, Doubling, NotQuiteIdentity, Undescribed, Forgetful, Snooping,
-    Explosive,
+    BatchMean, Reinflating, InPlace, Reordering, Emptying, Restless, Doubling, NotQuiteIdentity, Undescribed,
+    Forgetful, Snooping, Explosive,
 )  # fmt: skip

@@ -52,6 +52,13 @@ def test_a_finished_job_keeps_its_report(job):
     assert Path(job.output.path, "report.html").stat().st_mtime_ns == before
 
 
+def test_the_weakest_promise_of_the_workers_is_the_jobs(job):
+    told = summary(job, finished=False)
+    told.workers["w2"] = {"engine": "toy", "promise": "near-ties only", "noise": 0.25, "detail": "another processor"}
+    engine = facts_of(told, job)["engine"]
+    assert (engine["promise"], engine["noise"], engine["detail"]) == ("near-ties only", 0.25, "another processor")
+
+
 def test_what_only_the_run_knew_is_carried_over(job):
     storage = open_storage(job.output.path)
     write_report(storage, {"job": job.to_json(), "workers": [{"worker": "w0", "started_at": 1.0, "ended_at": 3.0}]})

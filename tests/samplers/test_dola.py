@@ -47,6 +47,7 @@ def test_buckets_are_the_papers() -> None:
 
     assert _bucket("low", 32) == tuple(range(0, 16, 2))
     assert _bucket("high", 32) == tuple(range(16, 32, 2))
+    assert _bucket("high", 0) == _bucket("low", 0) == (0,), "a site that a lane without sites refuses"
     assert _bucket("low", 80) == tuple(range(0, 20, 2))
     assert _bucket("high", 80) == tuple(range(60, 80, 2))
     assert [_bucket(name, 1) for name in ("low", "high")] == [(0,), (0,)]

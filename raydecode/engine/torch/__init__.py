@@ -1,9 +1,12 @@
-"""The torch engine: hosts every method, on any decoder-only model of transformers.
+"""The torch engine: hosts every method, on transformers' decoders and on T5, BART and Marian.
 
 TorchEngine   engine.py     the loop with a model
 TorchLane     lane.py       one flat ragged call per step
+Seq2SeqLane   seq2seq.py    the same for models with an encoder
+Sites         sites.py      where hidden states are read and interventions act
+Layout        layout.py     which products the attention of one call takes
 attend        attention.py  ragged attention whose bits depend on the row alone
-Cache         cache.py      contiguous keys and values per slot
+Cache         cache.py      keys and values in pages that slots may share
 pack          linear.py     dense layers whose rows do not depend on their number
 check_family  family.py     what this engine cannot run, before weights load
 probe         promise.py    which promise this device keeps

@@ -15,6 +15,7 @@ import transformers as hf
 from raydecode.engine.torch import TorchEngine
 from raydecode.engine.torch import seq2seq as module
 from raydecode.errors import Refused
+from raydecode.events import OutcomeEvent
 from raydecode.request import Card
 from tests.engine.torch.recorder import SAMPLED, Decoder, ask, drain
 
@@ -110,8 +111,34 @@ def test_limits_of_the_source(engines: Callable[[str], tuple[TorchEngine, Any]])
     found = drain(loop(engine), [long, ask("empty", [], max_tokens=4)])
     assert found["long", 0].error.kind == "ContextOverflow"
     assert found["empty", 0].error.kind == "EmptyPrompt"
+    assert "151 prompt tokens > context 150 of the encoder" in found["long", 0].error.message
     cut = drain(loop(engine), [dataclasses.replace(long, overflow="cut_left")])["long", 0]
     assert (cut.error, cut.stats.prompt_tokens) == (None, 150)
+    wordy = dataclasses.replace(ask("wordy", SOURCES[0], max_tokens=500, ignore_eos=True), overflow="shorten")
+    assert len(drain(loop(engine), [wordy])["wordy", 0].tokens) == 149
+
+
+def test_a_sample_whose_leader_ends_before_its_first_token_reads_the_source_itself(
+    engines: Callable[[str], tuple[TorchEngine, Any]],
+) -> None:
+    """With two start tokens the others wait for the leader's first forward, which never comes."""
+    engine, _ = engines("bart")
+    row = ask("s", SOURCES[1], sampler=SAMPLED, max_tokens=5, ignore_eos=True, n=2)
+
+    def twice() -> Decoder:
+        made = loop(engine)
+        made.lane.starts = (2, 7)
+        return made
+
+    truth = drain(twice(), [row])
+    decoder = twice()
+    decoder.submit(row)
+    leader = decoder._rows.waiting[0]
+    decoder._rows.admit()
+    leader.fail("monitor", RuntimeError("gone"))
+    decoder._retire([])
+    outcomes = [event for _ in range(9) for event in decoder.step() if isinstance(event, OutcomeEvent)]
+    assert [(one.row.sample, one.tokens) for one in outcomes] == [(1, truth["s", 1].tokens)]
 
 
 def test_neighbours_in_the_wrong_position_show(
