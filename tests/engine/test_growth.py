@@ -50,10 +50,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyEngine]:
 
 
 def request(i: int) -> Request:
-    """A hundred prompts in turn, samples, drafts, monitors, faults; greedy, so that the toy's table stays small."""
+    """A hundred prompts in turn, samples, drafts, monitors, faults; the likeliest token, so that the toy's table stays
+    small."""
     ids = tuple((i % 100 + k * k) % 4 for k in range(1 + i % 25)) if i % 13 else (99,)
     spec = DecodingSpec(
-        max_tokens=2, ignore_eos=True, sampler=(Card("mirostat2"), Card("greedy")), n=1 + i % 2,
+        max_tokens=2, ignore_eos=True, sampler=(Card("mirostat2"), Card("top_k", {"k": 1})), n=1 + i % 2,
         drafter=Card("recycling") if i % 3 else None, monitors=(Card("asking"),) if i % 2 == 0 else (),
     )  # fmt: skip
     return Request(str(i), "noise", Ids(ids), spec)
