@@ -93,7 +93,9 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
 def _refused(engine: str, job: JobConfig) -> Refused | None:
     """The first thing that `engine` cannot host: of the job's own spec, then of the roster that it names."""
     roster = [(room, card) for room, cards in (job.roster.named or {}).items() for card in cards]
-    answers = itertools.chain((_refusal(engine, job.spec),), (_roster_refusal(engine, job, *one) for one in roster))
+    answers = itertools.chain(
+        (_refusal(engine, job, job.spec),), (_roster_refusal(engine, job, *one) for one in roster)
+    )
     return next((refused for refused in answers if refused), None)
 
 
@@ -130,7 +132,7 @@ def _roster_refusal(engine: str, job: JobConfig, room: str, card: Card) -> Refus
             hint=f"engines that do: {', '.join(method.engines)}",
         )  # fmt: skip
     change: dict[str, Any] = {field: card if field in SINGLE else (card,)}
-    return _refusal(engine, dataclasses.replace(job.spec, **change))
+    return _refusal(engine, job, dataclasses.replace(job.spec, **change))
 
 
 def _raise(refused: Refused | None) -> None:
@@ -138,12 +140,12 @@ def _raise(refused: Refused | None) -> None:
         raise refused
 
 
-def _refusal(engine: str, spec: DecodingSpec) -> Refused | None:
+def _refusal(engine: str, job: JobConfig, spec: DecodingSpec) -> Refused | None:
     """The engine's own answer where it has more to say than its name on the card, without building it."""
     if engine == "vllm":
         from raydecode.engine.vllm import refuse
 
-        return refuse(spec)
+        return refuse(spec, job.engine.options)
     from raydecode.engine.cards import refuse as refuse_loop
 
     return refuse_loop(engine, spec)

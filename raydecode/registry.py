@@ -105,11 +105,12 @@ def register(
     name: str | None = None,
     paper: str = "",
     exact: bool = False,
-    engines: tuple[str, ...] = ("torch", "toy"),
+    engines: tuple[str, ...] | None = None,
     loads: bool = False,
     vllm: Vllm | None = None,
 ) -> Callable[[type], type]:
-    """Class decorator. engines: who can host it; loads: it needs weights or a service of its own."""
+    """Class decorator. engines: who can host it (None: all that give what it needs); loads: it needs weights or a
+    service of its own."""
     if room not in ROOMS:
         raise UserError(f"no room '{room}'", field="room", value=room, nearest=nearest(room, ROOMS))
 
@@ -131,7 +132,7 @@ def register(
             paper=paper,
             effects=getattr(cls, "effects", Effects(exact=exact)),
             needs=getattr(cls, "needs", Needs()),
-            engines=engines + (("vllm",) if vllm else ()),
+            engines=_engines(room, cls, vllm) if engines is None else engines + (("vllm",) if vllm else ()),
             loads=loads,
             vllm=vllm,
             origin=cls.__module__,
@@ -139,6 +140,14 @@ def register(
         return cls
 
     return add
+
+
+def _engines(room: str, cls: type, vllm: Vllm | None) -> tuple[str, ...]:
+    """vLLM hosts a sampler that it has itself, and by our logits processor any that reads logits and ids only."""
+    given = Needs(own_logp=True, history=True)
+    enough = getattr(cls, "needs", Needs()) | given == given and not hasattr(cls, "needs_of")
+    inside = room == "samplers" and enough
+    return ("torch", "toy", *(("vllm",) if vllm or inside else ()))
 
 
 @contextlib.contextmanager

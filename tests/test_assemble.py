@@ -37,27 +37,36 @@ def test_auto_takes_vllm_where_it_runs_and_says_why_not_elsewhere() -> None:
     assert choice.dtype in ("float32", "bfloat16")
 
 
-def test_auto_takes_torch_for_a_chain_that_vllm_orders_otherwise() -> None:
-    chain = [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]
-    choice = choose(job("some/model", decoding={"sampler": chain}))
+SPECULATES = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+
+
+@pytest.mark.parametrize("chain", [["mirostat2"], [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]])
+def test_a_chain_that_vllm_does_not_have_runs_in_our_processor_unless_vllm_speculates(chain: list) -> None:
+    assert choose(job("some/model", engine={"name": "vllm"}, decoding={"sampler": chain})).name == "vllm"
+    with pytest.raises(Refused) as caught:
+        choose(job("some/model", engine={"name": "vllm", "options": SPECULATES}, decoding={"sampler": chain}))
+    assert "speculative_config" in str(caught.value)
+
+
+def test_auto_takes_torch_for_what_vllm_cannot_give() -> None:
+    choice = choose(job("some/model", decoding={"sampler": ["dola"]}))
     assert choice.name == "torch"
     assert "vLLM" in choice.why
 
 
 def test_a_named_engine_that_cannot_host_the_job_is_refused_with_what_would() -> None:
-    chain = [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]
     with pytest.raises(Refused) as caught:
-        choose(job("some/model", engine={"name": "vllm"}, decoding={"sampler": chain}))
+        choose(job("some/model", engine={"name": "vllm"}, decoding={"sampler": ["dola"]}))
     assert "torch" in str(caught.value)
 
 
 def test_the_roster_counts_for_the_choice() -> None:
-    elsewhere = {"samplers": [{"name": "temperature", "value": 50}]}  # vLLM's temperatures end at 2
+    elsewhere = {"samplers": ["dola"]}
     asked = job("some/model", decoding={"roster": elsewhere})
     assert choose(asked).name == "torch"
     with pytest.raises(Refused) as caught:
         choose(job("some/model", engine={"name": "vllm"}, decoding={"roster": elsewhere}))
-    assert "temperature" in str(caught.value)
+    assert "dola" in str(caught.value)
     assert "torch" in str(caught.value)
 
 
@@ -66,7 +75,7 @@ def test_a_bare_name_on_the_roster_stands_for_any_options() -> None:
     assert choose(named).name == "vllm", "min_p needs an option, which the rows give"
     with registry.guests():
 
-        @registry.register("samplers")
+        @registry.register("samplers", engines=("torch", "toy"))
         class Foreign:
             """A sampler that vLLM does not have."""
 

@@ -83,7 +83,7 @@ def test_a_package_from_outside_is_a_method_like_ours(root, site):
     )
     summary, origin, engines, nats = found["card"]
     assert summary == "Keep tokens within some nats of the likeliest"
-    assert (origin, engines) == ("raydecode_within.sampler", ["torch", "toy"])
+    assert (origin, engines) == ("raydecode_within.sampler", ["torch", "toy", "vllm"])
     assert nats == {
         "default": 3.0, "description": "distance in log-probability", "maximum": 100, "minimum": 0, "title": "Nats",
         "type": "number",

@@ -40,6 +40,7 @@ def listed(room: str | None = None) -> list[dict[str, Any]]:
             "exact": method.effects.exact,
             "pure": method.effects.pure,
             "engines": list(method.engines),
+            "vllm": None if "vllm" not in method.engines else "its own" if method.vllm else "our processor",
             "loads": method.loads,
             "origin": method.origin,
             "options": method.schema(),
@@ -59,7 +60,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["summary"],
             _paper(row["paper"]),
             "yes" if row["exact"] else "no",
-            ", ".join(row["engines"]),
+            engines(row),
             options(row),
         )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
@@ -70,6 +71,12 @@ def options(row: dict[str, Any]) -> str:
     """`p, value = 1.0`: an option's name, with its default where it has one."""
     properties = row["options"].get("properties", {})
     return ", ".join(f"{name} = {spec['default']}" if "default" in spec else name for name, spec in properties.items())
+
+
+def engines(row: dict[str, Any]) -> str:
+    """`torch, toy, vllm*`: who hosts it; the star stands for our logits processor inside vLLM."""
+    star = "*" if row["vllm"] == "our processor" else ""
+    return ", ".join(name + star if name == "vllm" else name for name in row["engines"])
 
 
 def _paper(paper: str) -> str:
@@ -84,11 +91,13 @@ def _show(rows: list[dict[str, Any]]) -> None:
         if row["room"] != room:
             room = row["room"]
             out.print(f"[bold]{room}[/bold]")
-        marks = [", ".join(row["engines"]), row["paper"]]
+        marks = [engines(row), row["paper"]]
         marks += ["lossless" if row["exact"] else "changes the text's law"]
         marks += [] if row["pure"] else ["depends on the clock or a service"]
         out.print(f"  {row['name']}({options(row)})", markup=False, end="  ")
         out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)
         out.print(f"      {row['summary']}", markup=False)
+    if any(row["vllm"] == "our processor" for row in rows):
+        out.print("vllm*: by raydecode's processor inside vLLM, as are all chains that vLLM's order cannot give")
     if not rows:
         out.print("no method is registered in this room yet")

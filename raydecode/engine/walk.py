@@ -67,7 +67,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         raw_RV = outputs.logits_MV if every else outputs.logits_MV[node_R]
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
         shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
-        _refuse_empty(shaped_RV, raw_RV, rows)
+        refuse_empty(shaped_RV, raw_RV, rows)
         token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
         for r, row in enumerate(rows):
             if row.t < len(row.replay):
@@ -154,7 +154,7 @@ def _masked(
     return x_RV, kept_R
 
 
-def _refuse_empty(shaped_RV: Tensor, raw_RV: Tensor, rows: Sequence[Row]) -> None:
+def refuse_empty(shaped_RV: Tensor, raw_RV: Tensor, rows: Sequence[Row]) -> None:
     """A row with no finite logit, or a NaN, ends; drawing from it would mean nothing. Stage: whose fault it is."""
     best_R = shaped_RV.amax(1)  # NaN where any logit is
     for r in (~torch.isfinite(best_R)).nonzero()[:, 0].tolist():

@@ -4,10 +4,12 @@ A request becomes n vLLM requests of token ids (they share the prompt by prefix 
 over when a slot is free, so that queueing time, deadlines and cancelling are exact; vLLM refills no sooner itself.
 EOS, stop tokens and limits are given to vLLM as ids and counts; stop strings are found here, in bytes, after each step.
 
-Promise: weaker than the torch engine's. Greedy text equals the torch engine's up to near-ties. A sampled row draws from
-vLLM's generator for this request, seeded by the row's noise key: it repeats with the same vLLM, device and batch
-arithmetic, and differs from what the torch engine draws. A sampled row cannot be resumed (the generator's state would
-be needed); a greedy one can, its delivered ids becoming prompt.
+Promise: weaker than the torch engine's. Greedy text equals the torch engine's up to near-ties, and so does sampled
+text of a chain that our processor runs (`own.py`): same noise, same states. A sampled row whose chain vLLM's parameters
+express draws from vLLM's generator for this request, seeded by the row's noise key: it repeats with the same vLLM,
+device and batch arithmetic, and differs from what the torch engine draws. Such a row cannot be resumed (the generator's
+state would be needed), nor can one of ours whose state needs past log-probabilities; all others can, their delivered
+ids becoming prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 from raydecode.engine.admission import fit_prompt
 from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
-from raydecode.engine.vllm.params import map_chain, refuse, row_seed
+from raydecode.engine.vllm.own import wire
+from raydecode.engine.vllm.params import plan, refuse, row_seed, speculates
 from raydecode.engine.vllm.rows import Row, facts
 from raydecode.engine.vllm.start import start
 from raydecode.errors import Refused, RowError, UserError
@@ -76,6 +79,7 @@ class VllmEngine:
         import torch
 
         given = dict(options or {})
+        self._options = given
         self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
             Path(folder),
@@ -93,13 +97,14 @@ class VllmEngine:
         self._waiting: deque[Row] = deque()
         self._running: dict[str, Row] = {}
         self._outbox: list[Event] = []
+        self._faults: dict[str, tuple[Any, ...]] = {}
         self._handed = 0
         self._idle = False
         self.steps = 0
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        return refuse(spec)
+        return refuse(spec, self._options)
 
     def submit(self, request: Request) -> None:
         try:
@@ -114,7 +119,11 @@ class VllmEngine:
         events, self._outbox = self._outbox, []
         self._admit(events)
         if self._running:
-            for output in self._vllm.step():
+            outputs = self._vllm.step()
+            if any(row.mapped.own is not None for row in self._running.values()):
+                for found in self._ask("raydecode_faults"):
+                    self._faults |= found
+            for output in outputs:
                 row = self._running.get(output.request_id)
                 if row is not None:
                     self._take(output.request_id, row, output, events)
@@ -160,10 +169,10 @@ class VllmEngine:
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
         spec = request.decoding
-        refused = refuse(spec)
+        refused = refuse(spec, self._options)
         if refused:
             raise RowError("request", "Refused", str(refused))
-        mapped = map_chain(spec.sampler)
+        mapped = plan(spec.sampler, speculates=speculates(self._options))
         ids = self._encode(request.prompt)
         wrong = next((i for i in (*ids, *request.resume) if not 0 <= i < self.vocabulary.size), None)
         if wrong is not None:
@@ -172,11 +181,11 @@ class VllmEngine:
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
         if request.resume:
-            self._check_resume(request, fit.max_tokens, mapped.greedy and not mapped.history)
+            self._check_resume(request, fit.max_tokens, mapped.replayable)
         return [
             Row(
                 RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
-                row_seed(request.noise_key(sample)), request.resume, submitted_at=self.clock(),
+                request.noise_key(sample), request.resume, submitted_at=self.clock(),
             )
             for sample in range(spec.n)
         ]  # fmt: skip
@@ -196,8 +205,8 @@ class VllmEngine:
         if not replayable:
             raise RowError(
                 "request", "BadResume",
-                "engine vllm resumes greedy rows without penalties only: the state of its generator, and which ids are "
-                "output, are lost with the first engine; use engine torch, or decode the row from its start",
+                "engine vllm cannot resume a row that vLLM's own generator or penalties shape, or whose sampler keeps "
+                "state of past log-probabilities; use engine torch, or decode the row from its start",
             )  # fmt: skip
 
     def _admit(self, events: list[Event]) -> None:
@@ -212,22 +221,23 @@ class VllmEngine:
                 key = str(self._handed)
                 self._handed += 1
                 try:
-                    self._vllm.add_request(key, _prompt(row), self._params(row))
+                    self._vllm.add_request(key, _prompt(row), self._params(key, row))
                     self._running[key] = row
                     continue
                 except self._rejections as error:  # this request only
                     row.fail("engine", type(error).__name__, str(error))
             events.append(row.outcome(self.clock()))
 
-    def _params(self, row: Row) -> Any:
+    def _params(self, key: str, row: Row) -> Any:
         """vLLM's SamplingParams. EOS is given as stop ids: a chat model often ends by more ids than vLLM knows."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        spec, ends = row.spec, self.vocabulary.eos_ids
+        spec, ends, own = row.spec, self.vocabulary.eos_ids, row.mapped.own
         return SamplingParams(
             **row.mapped.fields,
-            seed=None if row.mapped.greedy else row.seed,
+            seed=None if row.mapped.greedy or own is not None else row_seed(row.key),
+            extra_args=None if own is None else {"raydecode": wire(key, own, row.key, len(row.resumed))},
             max_tokens=max(row.limit - len(row.resumed), 1),
             stop_token_ids=sorted({*spec.stop_tokens, *(() if spec.ignore_eos else ends)}),
             ignore_eos=True,
@@ -241,6 +251,11 @@ class VllmEngine:
     def _take(self, key: str, row: Row, output: Any, events: list[Event]) -> None:
         """Fold one step's output into its row; several tokens if vLLM speculates."""
         completion = output.outputs[0]
+        at, *fault = self._faults.get(key, (None,))
+        if at is not None and at <= len(row.output):  # a worker may be a step ahead
+            row.fail(*fault)
+            self._end(key, row, events, finished=bool(completion.finish_reason))
+            return
         if not row.forwards:
             row.first_token_at, row.cached = self.clock(), output.num_cached_tokens or 0
             if row.resumed and row.spec.logprobs is not None:
@@ -278,9 +293,18 @@ class VllmEngine:
     def _end(self, key: str, row: Row, events: list[Event], *, finished: bool = False) -> None:
         """Free the row's slot at once, in vLLM too."""
         del self._running[key]
+        self._faults.pop(key, None)
         if not finished:
             self._vllm.abort_request([key])
+        if row.mapped.own is not None:  # the same state on all workers that sample: the first one's word is enough
+            row.reports = next(
+                (tuple(found) for found in self._ask("raydecode_close", key, len(row.output)) if found), ()
+            )
         events.append(row.outcome(self.clock()))
+
+    def _ask(self, what: str, *args: Any) -> list[Any]:
+        """A method of `processor.Extension`, on every worker."""
+        return self._vllm.collective_rpc(what, args=args)
 
 
 def _prompt(row: Row) -> dict[str, Any]:

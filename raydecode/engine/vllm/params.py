@@ -6,6 +6,8 @@ vLLM 0.32 shapes logits in one fixed order (v1/sample/sampler.py; stage numbers 
 
 A chain maps if its stages never fall, no method occurs twice and no two methods set one field; without a temperature
 the field is set to 1. The engine knows no method: `registry.Vllm` on the card says which field an option becomes.
+Any other chain of samplers that read logits and ids only is run whole by our logits processor (`own.py`), draw
+included, and vLLM's own fields stay neutral.
 
 Where the two engines' laws differ although the chain maps:
   - top-k and top-p: of tokens with equal logits at the cut vLLM's top-p keeps some, ours all;
@@ -15,7 +17,7 @@ Where the two engines' laws differ although the chain maps:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,18 +44,29 @@ INSTEAD = {
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """fields: arguments of SamplingParams. history: a stage looks at output ids, so where the output begins matters."""
+    """fields: arguments of SamplingParams. history: a stage looks at output ids, so where the output begins matters.
+
+    own: the whole chain, its options complete, if our processor runs it; None if vLLM does
+    state: a stage of `own` keeps state that tokens alone do not determine
+    """
 
     fields: dict[str, Any]
     history: bool
+    own: tuple[Card, ...] | None = None
+    state: bool = False
 
     @property
     def greedy(self) -> bool:
-        return self.fields["temperature"] == 0
+        return self.fields["temperature"] == 0 and self.own is None
+
+    @property
+    def replayable(self) -> bool:
+        """Whether a row can go on behind ids that another engine delivered."""
+        return not self.state if self.own is not None else self.greedy and not self.history
 
 
-def refuse(spec: DecodingSpec) -> Refused | None:
-    """Why vLLM cannot host `spec`, naming the pair and what would work; None if it can."""
+def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refused | None:
+    """Why vLLM, started with `engine.options`, cannot host `spec`, naming the pair and what would work; else None."""
     for room, cards in spec.cards().items():
         if room in INSTEAD and cards:
             field = FIELDS[room]
@@ -64,12 +77,46 @@ def refuse(spec: DecodingSpec) -> Refused | None:
                 hint=f"what would work: {INSTEAD[room]}",
             )
     try:
-        map_chain(spec.sampler)
+        plan(spec.sampler, speculates=speculates(options or {}))
     except Refused as refusal:
         return refusal
     except UserError as error:
         return Refused(error.message, field=error.field, value=error.value, nearest=error.nearest, hint=error.hint)
     return None
+
+
+def speculates(options: Mapping[str, Any]) -> bool:
+    """vLLM takes no logits processors beside its own speculation (V1 refuses to start)."""
+    return bool(options.get("speculative_config"))
+
+
+def plan(chain: Sequence[Card], *, speculates: bool = False) -> Mapped:
+    """The chain as vLLM's parameters if they express it, else as our processor's; raises Refused where neither can."""
+    try:
+        return map_chain(chain)
+    except Refused as refusal:
+        if speculates:
+            hint = f"{refusal.hint}; our samplers run beside vLLM without engine.options.speculative_config"
+            refusal.hint = hint
+            raise
+        own = own_chain(chain)
+    methods = [registry.get("samplers", card.name) for card in own]
+    state = any(method.needs.own_logp and getattr(method.factory, "columns", {}) for method in methods)
+    return Mapped({"temperature": 0.0}, any(method.needs.history for method in methods), own, state)
+
+
+def own_chain(chain: Sequence[Card]) -> tuple[Card, ...]:
+    """The chain with all options filled in, for our processor; raises Refused for a sampler that it cannot run."""
+    own = []
+    for i, card in enumerate(chain):
+        where = f"decoding.sampler[{i}]"
+        method = registry.get("samplers", card.name, f"{where}.name")
+        if "vllm" not in method.engines:
+            why = "vLLM gives logits and token ids, nothing of the model's inside"
+            hint = f"{why}; engines that have it: {', '.join(method.engines) or 'none'}"
+            raise _no(f"engine vllm cannot run sampler '{card.name}'", where, card, hint)
+        own.append(method.parse(card, where))
+    return tuple(own)
 
 
 def map_chain(chain: Sequence[Card]) -> Mapped:
@@ -81,8 +128,7 @@ def map_chain(chain: Sequence[Card]) -> Mapped:
         where = f"decoding.sampler[{i}]"
         method = registry.get("samplers", card.name, f"{where}.name")
         if method.vllm is None:
-            engines = ", ".join(method.engines) or "none"
-            raise _no(f"engine vllm has no sampler '{card.name}'", where, card, f"engines that have it: {engines}")
+            raise _no(f"vLLM has no sampler '{card.name}' of its own", where, card, "use engine torch")
         if any(method.name == earlier.name for earlier in seen):
             raise _no(f"engine vllm applies '{card.name}' once, here it is the second", where, card, "use engine torch")
         if seen and method.vllm.stage < _stage(seen[-1]):

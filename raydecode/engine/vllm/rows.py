@@ -26,7 +26,7 @@ def facts(entry: Mapping[int, Any], token: int, k: int) -> tuple[float, TopLogp]
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """prompt: after the overflow policy. limit: most output tokens. seed: of vLLM's generator for this row.
+    """prompt: after the overflow policy. limit: most output tokens. key: of the row's noise.
 
     resumed: first ids of the output, delivered by an earlier engine; vLLM gets them as part of the prompt
     """
@@ -36,7 +36,7 @@ class Row:
     mapped: Mapped
     prompt: tuple[int, ...]
     limit: int
-    seed: int
+    key: int
     resumed: tuple[int, ...] = ()
     output: list[int] = field(default_factory=list)
     text: bytes = b""
@@ -44,6 +44,7 @@ class Row:
     logprobs: list[tuple[float, TopLogp]] = field(default_factory=list)
     reason: FinishReason | None = None
     fault: Fault | None = None
+    reports: tuple[Any, ...] = ()
     submitted_at: float = 0.0
     admitted_at: float = 0.0
     first_token_at: float = 0.0
@@ -94,5 +95,5 @@ class Row:
             total_s=now - self.submitted_at,
         )
         return OutcomeEvent(
-            self.id, self.reason, tuple(self.output), self.text, self.fault, tuple(self.logprobs), stats=stats
+            self.id, self.reason, tuple(self.output), self.text, self.fault, tuple(self.logprobs), self.reports, stats
         )

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raydecode.engine.vllm.params import speculates
 from raydecode.errors import UserError, nearest
 from raydecode.models.card import ModelCard, check
 from raydecode.models.memory import available_bytes
@@ -44,8 +45,12 @@ OURS = {
     "logprobs_mode": "decoding.logprobs (always of the raw model)",
     "skip_tokenizer_init": "nothing: raydecode tokenises and decodes itself",
     "generation_config": "decoding: defaults of the model's files are not applied",
+    "worker_extension_cls": "nothing: raydecode asks its samplers inside vLLM by it",
 }
 """Arguments that raydecode sets, and where the user says it instead."""
+
+PROCESSOR, EXTENSION = "raydecode.engine.vllm.processor:Processor", "raydecode.engine.vllm.processor.Extension"
+"""Our samplers inside vLLM, by name: its workers may be other processes."""
 
 BLOCK = 128
 """Tokens per cache block on CPU (vLLM's default there)."""
@@ -118,6 +123,10 @@ def start(
             "use_tqdm_on_load": False,
             "seed": 0,
         }
+        given = dict(options)
+        if not speculates(options):  # vLLM takes one or the other
+            given["logits_processors"] = [*(options.get("logits_processors") or ()), PROCESSOR]
+            arguments["worker_extension_cls"] = EXTENSION
         if cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             check(folder, dtype=dtype, kv_tokens=max_length)
@@ -125,7 +134,7 @@ def start(
             if threads:
                 torch.set_num_threads(threads)
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**{**arguments, **options}))
+            return LLMEngine.from_engine_args(EngineArgs(**{**arguments, **given}))
         except (VLLMError, ValueError, TypeError) as error:  # pydantic's errors about arguments are ValueErrors
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(

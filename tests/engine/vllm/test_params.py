@@ -7,8 +7,8 @@ from itertools import permutations
 import pytest
 
 from raydecode import registry
-from raydecode.engine.vllm.params import map_chain, refuse, row_seed
-from raydecode.errors import Refused
+from raydecode.engine.vllm.params import map_chain, own_chain, plan, refuse, row_seed
+from raydecode.errors import Refused, UserError
 from raydecode.request import Card, DecodingSpec, Request, Text
 
 
@@ -44,16 +44,39 @@ def test_fields_of_a_chain(cards: tuple, fields: dict) -> None:
     assert map_chain(chain(*cards)).fields == fields
 
 
-def test_exactly_the_rising_orders_map() -> None:
+SPECULATION = {"speculative_config": {"method": "ngram"}}
+
+
+def test_exactly_the_rising_orders_map_and_the_others_are_ours() -> None:
     rising = [REPEAT, COOL, MIN_P, TOP_K, TOP_P]
     mapped = []
     for order in permutations(rising):
-        refusal = refuse(DecodingSpec(sampler=chain(*order)))
-        if refusal is None:
+        spec = DecodingSpec(sampler=chain(*order))
+        assert refuse(spec) is None
+        refusal, found = refuse(spec, SPECULATION), plan(spec.sampler)
+        if found.own is None:
             mapped.append(order)
+            assert refusal is None
         else:
+            assert found.own == own_chain(spec.sampler)
+            assert (found.fields, found.history, found.replayable) == ({"temperature": 0.0}, True, True)
             assert "repetition_penalty, temperature, min_p, top_k, top_p" in str(refusal)
+            assert "without engine.options.speculative_config" in str(refusal)
     assert mapped == [tuple(rising)]
+
+
+def test_what_our_processor_runs() -> None:
+    found = plan(chain("mirostat2", TOP_P))
+    assert found.own == (Card("mirostat2", {"tau": 3.0, "eta": 1.0}), Card("top_p", {"p": 0.9}))
+    assert (found.state, found.replayable, found.greedy) == (True, False, False)
+    assert not plan(chain("greedy", REPEAT)).greedy
+    hosted = {method.name for method in registry.cards("samplers") if "vllm" in method.engines}
+    assert {method.name for method in registry.cards("samplers")} - hosted == {"dola"}
+    refusal = refuse(DecodingSpec(sampler=chain(COOL, "dola")))
+    assert isinstance(refusal, Refused)
+    assert (refusal.field, refusal.value) == ("decoding.sampler[1]", "dola")
+    assert "cannot run sampler 'dola'" in str(refusal)
+    assert "engines that have it: torch, toy" in str(refusal)
 
 
 def test_penalties_of_one_stage_commute() -> None:
@@ -75,10 +98,13 @@ def test_penalties_of_one_stage_commute() -> None:
     ],
 )
 def test_refusals_name_the_place_and_what_would_work(cards: tuple, field: str, says: str) -> None:
-    refusal = refuse(DecodingSpec(sampler=chain(*cards)))
+    refusal = refuse(DecodingSpec(sampler=chain(*cards)), SPECULATION)
     assert isinstance(refusal, Refused)
     assert refusal.field == field
     assert says in str(refusal)
+    with pytest.raises(UserError) as caught:
+        map_chain(chain(*cards))
+    assert (caught.value.field, caught.value.nearest) == (field, refusal.nearest)
 
 
 def test_zero_temperature_is_greedy_and_within_limits() -> None:
