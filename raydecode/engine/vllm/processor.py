@@ -188,7 +188,7 @@ class Processor(V1Processor, V2Processor):
 
     def _leave(self, slot: int) -> None:
         seat = self._seats.pop(slot, None)
-        if seat:
+        if seat and not any(other.kept is seat.kept for other in self._seats.values()):  # it may sit elsewhere by now
             self.rows.release(seat.kept)
 
 
