@@ -295,21 +295,21 @@ def test_overflow(
 
 
 def test_a_bad_row_ends_alone(vllm_engine: VllmEngine) -> None:
-    order = (Card("top_p", {"p": 0.9}), Card("temperature", {"value": 0.7}))
+    inside = (Card("dola"), Card("temperature", {"value": 0.7}))
     seen = run(
-        vllm_engine, ask("good", sampler=GREEDY), ask("refused", sampler=order), ask("token", Ids((1, 10**6))),
+        vllm_engine, ask("good", sampler=GREEDY), ask("refused", sampler=inside), ask("token", Ids((1, 10**6))),
         ask("resumed", sampler=GREEDY, resume=(10**6,)), ask("wide", sampler=GREEDY, logprobs=10**6),
         ask("role", Messages(({"content": "no role"},))), ask("late", sampler=GREEDY, deadline_s=0.0),
     )  # fmt: skip
     errors = {row.request: outcome.error for row, outcome in seen.outcomes.items()}
     assert errors["good"] is None
     assert errors["refused"].kind == "Refused"
-    assert "order that vLLM has: temperature, top_p" in errors["refused"].message
+    assert "cannot run sampler 'dola'" in errors["refused"].message
     assert errors["token"].kind == errors["resumed"].kind == "BadToken"
     assert (errors["wide"].stage, errors["wide"].kind) == ("engine", "VLLMValidationError")
     assert errors["role"].stage == "prompt"
     assert (errors["late"].stage, errors["late"].kind) == ("engine", "Deadline")
-    refusal = vllm_engine.refuse(DecodingSpec(sampler=order))
+    refusal = vllm_engine.refuse(DecodingSpec(sampler=inside))
     assert isinstance(refusal, Refused)
     assert vllm_engine.refuse(DecodingSpec(sampler=GREEDY)) is None
 
@@ -332,9 +332,11 @@ def test_a_greedy_row_is_resumed_anywhere(vllm_engine: VllmEngine) -> None:
     ids=["sampled", "penalty", "samples"],
 )
 def test_what_cannot_be_resumed_is_said(vllm_engine: VllmEngine, spec: dict) -> None:
-    outcome = run(vllm_engine, ask("r", resume=(30,), **spec)).only
-    assert outcome.error
-    assert outcome.error.kind == "BadResume"
+    outcomes = run(vllm_engine, ask("r", resume=(30,), **spec)).outcomes
+    assert len(outcomes) == spec.get("n", 1)
+    for outcome in outcomes.values():
+        assert outcome.error
+        assert outcome.error.kind == "BadResume"
 
 
 def test_long_seeded_prompts_side_by_side(vllm_engine: VllmEngine) -> None:
