@@ -63,7 +63,7 @@ class Processor(V1Processor, V2Processor):
     """(vllm_config, device, is_pin_memory) from the V1 runner, (vllm_config, request states) from V2."""
 
     def __init__(self, vllm_config: Any, *where: Any) -> None:
-        self._state = where[0] if len(where) == 1 else None
+        self._state: Any = where[0] if len(where) == 1 else None
         slots = vllm_config.scheduler_config.max_num_seqs
         self.rows = OwnRows(KEPT_PER_SLOT * slots)
         self._seats: dict[int, Seat] = {}
@@ -251,7 +251,7 @@ class Extension:
 
     def _raydecode(self) -> list[Processor]:
         """V1 keeps processors with the batch, V2 with the sampler."""
-        runner = self.model_runner
-        batch, sampler = getattr(runner, "input_batch", None), getattr(runner, "sampler", None)
-        held = batch.logitsprocs.all if hasattr(batch, "logitsprocs") else getattr(sampler, "logits_processors", ())
+        runner: Any = self.model_runner
+        batch: Any = getattr(runner, "input_batch", None)
+        held = batch.logitsprocs.all if hasattr(batch, "logitsprocs") else runner.sampler.logits_processors
         return [one for one in held if isinstance(one, Processor)]
