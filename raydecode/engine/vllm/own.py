@@ -100,7 +100,7 @@ class OwnRows:
 
     # ------------------------------------------------------------------ the step
     def choose(self, x_RV: Tensor, kept: Sequence[Kept], outputs: Sequence[Sequence[int]]) -> list[int | None]:
-        """The next token of each row; None for a row that ended in error. x_RV: float32, raw, on the CPU.
+        """The next token of each row; None for a row that ended in error. x_RV: float32, raw.
 
         outputs: ids that vLLM has put behind each row's prompt, as of now.
         """
@@ -115,7 +115,7 @@ class OwnRows:
         rows = [kept[r].row for r in live]
         shaped_RV, observations = chain.shape(raw_RV, rows, self._sampler)
         refuse_empty(shaped_RV, raw_RV, rows)
-        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows])
+        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows]).cpu()
         chain.observe(observations, rows, token_R)
         stateful = {r for seen in observations for r in seen.index}
         for i, (r, row) in enumerate(zip(live, rows, strict=True)):

@@ -93,13 +93,16 @@ def speculates(options: Mapping[str, Any]) -> bool:
 def plan(chain: Sequence[Card], *, speculates: bool = False) -> Mapped:
     """The chain as vLLM's parameters if they express it, else as our processor's; raises Refused where neither can."""
     try:
-        return map_chain(chain)
+        mapped = map_chain(chain)
     except Refused as refusal:
         if speculates:
             hint = f"{refusal.hint}; our samplers run beside vLLM without engine.options.speculative_config"
             refusal.hint = hint
             raise
         own = own_chain(chain)
+    else:
+        registry.check_chain(chain, "decoding.sampler")
+        return mapped
     methods = [registry.get("samplers", card.name) for card in own]
     state = any(method.needs.own_logp and getattr(method.factory, "columns", {}) for method in methods)
     return Mapped({"temperature": 0.0}, any(method.needs.history for method in methods), own, state)
@@ -116,6 +119,7 @@ def own_chain(chain: Sequence[Card]) -> tuple[Card, ...]:
             hint = f"{why}; engines that have it: {', '.join(method.engines) or 'none'}"
             raise _no(f"engine vllm cannot run sampler '{card.name}'", where, card, hint)
         own.append(method.parse(card, where))
+    registry.check_chain(own, "decoding.sampler")
     return tuple(own)
 
 

@@ -9,8 +9,8 @@ runner it takes is decided after the list is read (V2 where Triton is, V1 elsewh
 V1 is tested with vLLM on CPU; of V2 only the interface is (this project's machines have no Triton).
 
 A row's own token is made vLLM's by leaving it the only finite logit: vLLM takes it at temperature 0 and at any other.
-Log-probabilities are computed before processors run, so they stay the raw model's. Logits are moved to the CPU for our
-rows, where samplers' options live, and one id per row goes back.
+Log-probabilities are computed before processors run, so they stay the raw model's. Chain and draw run where the logits
+are.
 
 For `vllm serve` and other engines that raydecode does not start, the class is registered as vLLM's plug-in; a request
 asks for it by `extra_args` (over HTTP `vllm_xargs`):  {"raydecode": '{"sampler": [{"name": "mirostat2"}], "seed": 7}'}
@@ -133,7 +133,7 @@ class Processor(V1Processor, V2Processor):
     def _put(self, logits: Tensor, at: Sequence[int], seats: Sequence[Seat]) -> None:
         """Leave the rows at `at` their chosen token only."""
         every = len(at) == len(logits) and list(at) == list(range(len(logits)))
-        x_RV = (logits if every else logits[list(at)]).to("cpu", torch.float32)
+        x_RV = (logits if every else logits[list(at)]).to(torch.float32)
         tokens = self.rows.choose(x_RV, [seat.kept for seat in seats], [seat.output for seat in seats])
         chosen = [(row, token) for row, token in zip(at, tokens, strict=True) if token is not None]
         if chosen:

@@ -17,7 +17,7 @@ CHAINS = {
     "mirostat1": (Card("temperature", {"value": 1.3}), Card("mirostat1", {"tau": 2.5})),
     "dry": (Card("dry", {"allowed_length": 1}), Card("typical", {"p": 0.9})),
     "order": (Card("top_p", {"p": 0.8}), Card("temperature", {"value": 1.5})),
-    "penalty": (Card("repetition_penalty", {"value": 1.3}), Card("top_p", {"p": 0.9}), Card("greedy")),
+    "penalty": (Card("no_repeat_ngram", {"n": 3}), Card("repetition_penalty", {"value": 1.3}), Card("greedy")),
     "coins": (Card("xtc", {"probability": 0.6, "threshold": 0.05}), Card("mirostat2")),
 }
 

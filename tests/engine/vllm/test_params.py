@@ -69,7 +69,7 @@ def test_what_our_processor_runs() -> None:
     found = plan(chain("mirostat2", TOP_P))
     assert found.own == (Card("mirostat2", {"tau": 3.0, "eta": 1.0}), Card("top_p", {"p": 0.9}))
     assert (found.state, found.replayable, found.greedy) == (True, False, False)
-    assert not plan(chain("greedy", REPEAT)).greedy
+    assert not plan(chain("dry", "greedy")).greedy
     hosted = {method.name for method in registry.cards("samplers") if "vllm" in method.engines}
     assert {method.name for method in registry.cards("samplers")} - hosted == {"dola"}
     refusal = refuse(DecodingSpec(sampler=chain(COOL, "dola")))
@@ -148,3 +148,10 @@ def test_seeds_fit_vllm_and_differ_by_row_and_sample() -> None:
     seeds = {row_seed(row.noise_key(sample)) for row in rows for sample in range(4)}
     assert len(seeds) == 200
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("cards", [("greedy", TOP_P), ("greedy", "dry"), ("mirostat2", "mirostat2")])
+def test_contradictions_are_refused_whoever_would_run_the_chain(cards: tuple) -> None:
+    refusal = refuse(DecodingSpec(sampler=chain(*cards)))
+    assert isinstance(refusal, Refused)
+    assert refusal.field == "decoding.sampler[1]"
