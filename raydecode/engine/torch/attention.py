@@ -60,9 +60,12 @@ def attend(
     query_MHD, key_MKD, value_MKD = (x[0].transpose(0, 1) for x in (query, key, value))
     layout.cache.write(index, layout.page_M, layout.offset_M, key_MKD[: layout.size], value_MKD[: layout.size])
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    few_NHD = _few(layout, index, query_MHD, scale, softcap, sliding_window) if layout.longest else None
+    if few_NHD is not None and layout.alone and len(few_NHD) == len(query_MHD):
+        return few_NHD[None], None
     out_MHD = query_MHD.new_zeros(query_MHD.shape[0], query_MHD.shape[1], value.shape[-1])
-    if layout.longest:
-        out_MHD[layout.few] = _few(layout, index, query_MHD[layout.few], scale, softcap, sliding_window)
+    if few_NHD is not None:
+        out_MHD[layout.few] = few_NHD
     for span in layout.spans:
         query_THD = query_MHD[span.first : span.end]
         out_MHD[span.first : span.end] = _span(layout, span, index, query_THD, scale, softcap, sliding_window)
@@ -70,27 +73,25 @@ def attend(
 
 
 def _few(
-    layout: Layout, index: int, query_NHD: Tensor, scale: float, softcap: float | None, window: int | None
+    layout: Layout, index: int, query_MHD: Tensor, scale: float, softcap: float | None, window: int | None
 ) -> Tensor:
     """Few tokens of many rows: one product per segment of pages, over all rows that hold a page."""
     keys, values = layout.cache.layer(index)
-    query_NKGD = query_NHD.unflatten(1, (keys.shape[1], -1))
-    nodes, heads, group = query_NKGD.shape[:3]
-    segments = layout.segments(group)
-    scores = query_NHD.new_empty(nodes * layout.longest, heads, group, PAGE)
-    for segment in segments:
-        width = segment.node_JT.shape[1]
-        found = torch.matmul(_rows(query_NKGD[segment.node_JT]), segment.pages(keys).transpose(-1, -2))
-        scores.index_copy_(0, segment.at_P, _nodes(found, width, group).index_select(0, segment.pair_P))
-    scores_NKGS = scores.unflatten(0, (nodes, -1)).permute(0, 2, 3, 1, 4).flatten(3)
-    weights_NKGS = _softmax(scores_NKGS, layout.hidden_few(window), scale, softcap).to(values.dtype)
-    weights = weights_NKGS.unflatten(3, (-1, PAGE)).permute(0, 3, 1, 2, 4).reshape(-1, heads, group, PAGE)
-    parts = values.new_zeros(nodes * layout.longest, heads, group, values.shape[-1])
-    for segment in segments:
-        width = segment.node_JT.shape[1]
-        found = torch.matmul(_rows(weights[segment.at_JT]), segment.pages(values))
-        parts.index_copy_(0, segment.at_P, _nodes(found, width, group).index_select(0, segment.pair_P))
-    return _in_order(parts.unflatten(0, (nodes, -1)).unbind(1)).flatten(1, 2)
+    heads, pages = query_MHD.shape[1], layout.longest
+    products = layout.products(keys.shape[1], heads // keys.shape[1])
+    query = query_MHD.reshape(-1, query_MHD.shape[-1])
+    scores = [
+        torch.bmm(query.index_select(0, one.query_X).unflatten(0, (-1, one.rows)), one.pages(keys).transpose(1, 2))
+        for one in products.segments
+    ]
+    whole = torch.cat([found.flatten(0, 1) for found in scores]) if len(scores) > 1 else scores[0].flatten(0, 1)
+    scores_N1HS = whole.index_select(0, products.score_Y).view(-1, 1, heads, pages * PAGE)
+    weights = _softmax(scores_N1HS, layout.hidden_few(window), scale, softcap).to(values.dtype).view(-1, PAGE)
+    parts = values.new_zeros(products.score_Y.numel() + 1, values.shape[-1])
+    for one in products.segments:
+        weights_XRS = weights.index_select(0, one.weight_X).unflatten(0, (-1, one.rows))
+        parts.index_copy_(0, one.part_X, torch.bmm(weights_XRS, one.pages(values)).flatten(0, 1))
+    return _in_order(parts[:-1].view(pages, -1, heads, parts.shape[-1]).unbind(0))
 
 
 def _span(
@@ -112,17 +113,6 @@ def _span(
     weights_KRJP = _softmax(scores_KRS, hidden_RS, scale, softcap).to(values.dtype).unflatten(2, (-1, PAGE))
     out_KRD = _in_order([torch.matmul(weights_KRJP[:, :, j], values[:, j]) for j in range(values.shape[1])])
     return out_KRD[:, : heads * length].unflatten(1, (heads, length)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _rows(x_JTKGX: Tensor) -> Tensor:
-    """[J, K, R, X]: the query rows of each page, filled up to whole tiles."""
-    rows = x_JTKGX.transpose(1, 2).flatten(2, 3)
-    return pad(rows, (0, 0, 0, -rows.shape[2] % TILE))
-
-
-def _nodes(x_JKRX: Tensor, width: int, group: int) -> Tensor:
-    """[J * T, K, G, X]: the same rows by node."""
-    return x_JKRX[:, :, : width * group].unflatten(2, (width, group)).transpose(1, 2).flatten(0, 1)
 
 
 def _softmax(scores: Tensor, hidden: Tensor, scale: float, softcap: float | None) -> Tensor:

@@ -9,8 +9,10 @@ gets NaN, whoever does not cannot be reached through 0 * NaN, so neither freed p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from raydecode.engine.pages import Pages
@@ -53,9 +55,11 @@ class Cache:
             self._layers[index] = self._pool(key_MKD), self._pool(value_MKD)
             self._layers[index][1][: self._clean].zero_()
         keys, values = self._layers[index]
-        fault_MK1 = (value_MKD * 0).sum(-1, keepdim=True)  # 0, or NaN where a value is not finite
-        keys[page_M, :, offset_M] = key_MKD + fault_MK1
-        values[page_M, :, offset_M] = value_MKD.nan_to_num(0.0, 0.0, 0.0)
+        if not math.isfinite(value_MKD.sum(dtype=torch.float32)):
+            key_MKD = key_MKD + (value_MKD * 0).sum(-1, keepdim=True)  # 0, or NaN where a value is not finite
+            value_MKD = value_MKD.nan_to_num(0.0, 0.0, 0.0)
+        keys[page_M, :, offset_M] = key_MKD
+        values[page_M, :, offset_M] = value_MKD
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
         """Move the columns length + path[i] to length + i, for all slots at once before anything is read again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
@@ -13,11 +13,12 @@ from raydecode import models
 from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.family import check_family
+from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
-from raydecode.engine.torch.linear import packs
+from raydecode.engine.torch.linear import Weights, packs
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
-from raydecode.errors import UserError, nearest
+from raydecode.errors import Refused, UserError, nearest
 from raydecode.models.memory import available_bytes
 
 SHARE = 0.5
@@ -26,14 +27,14 @@ SHARE = 0.5
 RETAINED_BYTES = 256 << 20
 """Pages kept after their rows, for prompts that begin alike, when `retain_tokens` is not given: at most a quarter."""
 
-OPTIONS = ("cache_tokens", "chunk", "retain_tokens", "trust_remote_code")
+OPTIONS = ("cache_tokens", "chunk", "retain_tokens", "trust_remote_code", "weights")
 
 
 class TorchEngine(Loop):
     """slots: rows at once. max_length: context in tokens; None = the model's own, or what the cache holds.
 
     options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
-    wait), retain_tokens (of those, kept after their rows), trust_remote_code.
+    wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`).
     Errors: `models.ModelError`, `UserError`, `Refused`.
     """
 
@@ -61,8 +62,13 @@ class TorchEngine(Loop):
             torch.set_num_threads(threads)
         self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
+        weights = _weights(given.pop("weights", "full"))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
+        if weights == "int8" and card.encoder_decoder:
+            raise Refused(
+                "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
+            )
         beside = card.head_bytes(self.dtype) if card.tied and packs(getattr(torch, self.dtype)) else 0
         most, wanted = slots * (max_length or card.context), given.pop("cache_tokens", None)
         tokens = _tokens(card, self.dtype, most, wanted, beside)
@@ -77,13 +83,24 @@ class TorchEngine(Loop):
         lane: Any = (
             Seq2SeqLane(folder, **common)
             if card.encoder_decoder
-            else TorchLane(folder, **common, tokens=tokens, retain=retain)
+            else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights)
         )
         super().__init__(lane, **given, **loop)
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
             self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
         found = self.promise_found
         self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
+
+
+def _weights(given: Any) -> Weights:
+    if given not in get_args(Weights):
+        raise UserError(
+            f"weights are kept as full or int8, not as {given!r}", field="engine.options.weights", value=given,
+            nearest=nearest(str(given), get_args(Weights)),
+        )  # fmt: skip
+    if given == "int8":
+        check_int8()
+    return cast(Weights, given)
 
 
 def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, beside: int) -> int:

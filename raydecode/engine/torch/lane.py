@@ -19,7 +19,7 @@ from raydecode.engine.torch import attention
 from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.engine.torch.family import check_class
 from raydecode.engine.torch.layout import Layout, Run
-from raydecode.engine.torch.linear import pack, padding
+from raydecode.engine.torch.linear import Weights, pack, padding
 from raydecode.engine.torch.sites import Sites
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
@@ -39,6 +39,7 @@ class TorchLane:
         context: int,
         tokens: int | None = None,
         retain: int = 0,
+        weights: Weights = "full",
         trust_remote_code: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -49,7 +50,7 @@ class TorchLane:
         self.model = models.load_module(folder, dtype, device=device, trust_remote_code=trust_remote_code).eval()
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
-        self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
+        self.dtype, self.packed = self.model.dtype, pack(self.model, weights) == 0
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
         self.slots, self.context = slots, context

@@ -10,8 +10,8 @@ Every node reads its keys at the columns that plain decoding would use, page by 
 
 A page that several rows hold (an equal beginning) is read once, for all their nodes.
 
-Legend: M nodes of the call, N those of Segments and Tails, J pages of a product, T query nodes per page, P pairs
-(page, node) that count, O pages of the longest row, S columns.
+Legend: M nodes of the call, N those of Segments and Tails, J pages of a product, T query nodes per page, H heads,
+K key heads, G = H/K, R = T * G filled up to whole tiles, O pages of the longest row, S columns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.tree import TokenTree
@@ -76,27 +77,35 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One product: pages low..high of the pool, or (low = -1) gathered columns `tail`.
+    """One batch of products: pages low..high of the pool, or (low = -1) gathered columns `tail`, for each key head.
 
-    node_JT: query nodes of each page, filled up with node 0;  at_JT: node * O + the page's number within the text;
-    pair_P: which of J x T count;  at_P: `at_JT` of those
+    Row x of X = J * K * R: of the query flattened to [M * H], of the weights [N * H * O], of the parts [O * N * H + 1].
+    Rows that fill up a tile read row 0 and end in the last part.
     """
 
     low: int
     high: int
     tail: tuple[Tensor, Tensor] | None
-    node_JT: Tensor
-    pair_P: Tensor
-    at_P: Tensor
-    at_JT: Tensor
+    rows: int
+    query_X: Tensor
+    weight_X: Tensor
+    part_X: Tensor
 
     def pages(self, pool: Tensor) -> Tensor:
-        """[J, K, PAGE, D] of a layer's keys or values."""
+        """[J * K, PAGE, D] of a layer's keys or values."""
         if self.tail is None:
-            return pool[self.low : self.high]
+            return pool[self.low : self.high].flatten(0, 1)
         page_JS, offset_JS = self.tail
         heads = torch.arange(pool.shape[1], device=pool.device)
-        return pool[page_JS[:, None], heads[:, None], offset_JS[:, None]]
+        return pool[page_JS[:, None], heads[:, None], offset_JS[:, None]].flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """score_Y: for each of N * H * O (node, head, page) the row among all segments' scores, 0 where there is none."""
+
+    segments: list[Segment]
+    score_Y: Tensor
 
 
 @dataclass(slots=True)
@@ -110,7 +119,8 @@ class _Job:
 
 
 class Layout:
-    """The runs of one call over a cache. few_N: the nodes that Segments serve; masks are made once per window."""
+    """The runs of one call over a cache. few_N: the nodes that Segments serve (alone: all of
+    them); masks are made once per window."""
 
     def __init__(self, cache: Cache, runs: Sequence[Run], device: torch.device | str = "cpu") -> None:
         self.cache, self._device = cache, device
@@ -143,19 +153,30 @@ class Layout:
         self._jobs += [shared[page] for page in sorted(shared)]
         self.few_N = self._tensor(few)
         self.few = slice(0, len(few)) if few == list(range(len(few))) else self.few_N
+        self.alone = len(few) == self.size
         self.last_N = self.position_M[self.few_N]
         self.longest = max((job.number + 1 for job in self._jobs), default=0)
-        self._segments: dict[int, list[Segment]] = {}
+        self._products: dict[tuple[int, int], Products] = {}
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def segments(self, group: int) -> list[Segment]:
-        """group: query heads per key head. Pages share a product if their query rows fill equally many tiles."""
-        if group not in self._segments:
+    def products(self, heads: int, group: int) -> Products:
+        """heads: K; group: G. Pages share a product if their query rows fill equally many tiles."""
+        if (heads, group) not in self._products:
             classes: dict[tuple[int, bool], list[_Job]] = {}
             for job in self._jobs:
                 classes.setdefault((-(-len(job.nodes) * group // TILE), job.page < 0), []).append(job)
-            self._segments[group] = [self._segment(part) for jobs in classes.values() for part in _neighbours(jobs)]
-        return self._segments[group]
+            score_Y = self._tensor([0]).repeat(len(self.few_N) * heads * group * self.longest)
+            segments: list[Segment] = []
+            base = 0
+            for part in (part for jobs in classes.values() for part in _neighbours(jobs)):
+                segment = self._segment(part, heads, group)
+                count = segment.query_X.numel()
+                real = segment.part_X < score_Y.numel()
+                score_Y[segment.weight_X[real]] = torch.arange(base, base + count, device=self._device)[real]
+                base += count
+                segments.append(segment)
+            self._products[heads, group] = Products(segments, score_Y)
+        return self._products[heads, group]
 
     def hidden_few(self, window: int | None) -> Tensor:
         """bool [N, 1, 1, S], True = not attended to."""
@@ -177,30 +198,31 @@ class Layout:
         hidden = column > last[..., None]
         return hidden if window is None else hidden | (column <= last[..., None] - window)
 
-    def _segment(self, jobs: list[_Job]) -> Segment:
-        tail = None
-        if jobs[0].page < 0:
-            low, high = -1, -1
-            places = list(enumerate(jobs))
+    def _segment(self, jobs: list[_Job], heads: int, group: int) -> Segment:
+        tail, low, high = None, jobs[0].page, jobs[-1].page + 1
+        if low < 0:
             pages, offsets = ([[place[i] for place in job.columns] for job in jobs] for i in (0, 1))
-            tail = self._tensor(pages), self._tensor(offsets)
-            count = len(jobs)
+            tail, high, places = (self._tensor(pages), self._tensor(offsets)), -1, list(enumerate(jobs))
         else:
-            low, high = jobs[0].page, jobs[-1].page + 1
             places = [(job.page - low, job) for job in jobs]
-            count = high - low
-        width = max(len(job.nodes) for job in jobs)
-        node_JT = [[0] * width for _ in range(count)]
-        at_JT = [[0] * width for _ in range(count)]
-        pair_P, at_P = [], []
+        count, width = places[-1][0] + 1, max(len(job.nodes) for job in jobs)
+        nodes, numbers = [[-1] * width for _ in range(count)], [0] * count
         for j, job in places:
-            for t, node in enumerate(job.nodes):
-                node_JT[j][t] = node
-                at_JT[j][t] = node * self.longest + job.number
-                pair_P.append(j * width + t)
-                at_P.append(at_JT[j][t])
-        tensors = [self._tensor(values) for values in (node_JT, pair_P, at_P, at_JT)]
-        return Segment(low, high, tail, *tensors)
+            nodes[j][: len(job.nodes)], numbers[j] = job.nodes, job.number
+        node_JT, number_J = self._tensor(nodes), self._tensor(numbers)
+        head_KG = torch.arange(heads * group, device=self._device).view(heads, 1, group)
+
+        def rows(first_JT: Tensor, step: int, filler: int) -> Tensor:
+            """first_JT + step * head as [J, K, R] flattened, `filler` where there is no node."""
+            found = torch.where(node_JT[:, None, :, None] < 0, filler, first_JT[:, None, :, None] + step * head_KG)
+            return pad(found.flatten(2), (0, -(width * group) % TILE), value=filler).flatten()
+
+        total = heads * group
+        query_X = rows(self.few_N[node_JT.clamp_min(0)] * total, 1, 0)
+        weight_X = rows(node_JT * (total * self.longest) + number_J[:, None], self.longest, 0)
+        nodes_N = len(self.few_N)
+        part_X = rows((number_J[:, None] * nodes_N + node_JT) * total, 1, nodes_N * total * self.longest)
+        return Segment(low, high, tail, width * group + -(width * group) % TILE, query_X, weight_X, part_X)
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

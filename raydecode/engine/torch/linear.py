@@ -8,15 +8,19 @@ Two reasons. Law: the packed product's row is the same bits for every number of 
     MKL     10.7  25.4  54.1        and MKL must be given 8 rows where 1 is meant
 
 Where oneDNN cannot pack (bfloat16 on processors without AVX-512), the layer stays as it is and the call is padded.
+Layers that are given the same tensor (query, key, value; gate, up) are one product: see `Siblings`.
+With `weights: int8` the products are those of `int8`.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from raydecode.engine.torch.int8 import Int8Linear
 from raydecode.engine.torch.layout import TILE
 
 
@@ -32,27 +36,95 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
+class Siblings:
+    """Dense layers in one product. Whoever asks first has it made; the others are handed their part.
+
+    Every layer returns its own x W^T + b whatever the caller does: a part is handed out once, and only for the very
+    tensor that the product was made from.
+    """
+
+    def __init__(self, product: nn.Module, sizes: Sequence[int]) -> None:
+        self._product, self._sizes = product, list(sizes)
+        self._given: Tensor | None = None
+        self._parts: dict[int, Tensor] = {}
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        if x is not self._given or index not in self._parts:
+            self._given, self._parts = x, dict(enumerate(self._product(x).split(self._sizes, -1)))
+        part = self._parts.pop(index)
+        if not self._parts:
+            self._given = None  # nothing is kept from one call to the next
+        return part
+
+
+class Sibling(nn.Module):
+    """One of `Siblings`, in the place of the layer it was."""
+
+    def __init__(self, siblings: Siblings, index: int) -> None:
+        super().__init__()
+        self._siblings, self._index = siblings, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._siblings.part(self._index, x)
+
+
+SHARING = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+"""Names of layers that families give one tensor; where they are given several, sharing only costs time."""
+
+Weights = Literal["full", "int8"]
+
+
 @torch.inference_mode()
-def pack(model: nn.Module) -> int:
+def pack(model: nn.Module, weights: Weights = "full", sharing: Sequence[tuple[str, ...]] = SHARING) -> int:
     """Replace dense layers by packed ones, each old weight freed before the next is packed; how many stayed plain.
+
+    sharing: names of layers that become `Siblings` where a module has all of them.
 
     A tied output layer is packed beside the embedding that it shared: vocabulary x width floats more.
     """
-    from transformers.pytorch_utils import Conv1D
-
     plain = 0
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) not in (nn.Linear, Conv1D):
+        dense = {name: child for name, child in parent.named_children() if _is_dense(child)}
+        for names in [*sharing, *((name,) for name in dense)]:
+            layers = [dense[name] for name in names if name in dense]
+            if len(layers) < len(names) or len({_weight(layer).shape[1] for layer in layers}) > 1:
                 continue
-            weight, bias = cast(Tensor, child.weight), cast(Tensor | None, child.bias)
-            if type(child) is Conv1D:  # GPT-2's dense layer, stored transposed
-                weight = weight.t()
-            if packs(weight.dtype, weight.device.type):
-                setattr(parent, name, PackedLinear(weight, bias))
-            else:
-                plain += 1
+            kinds = {(_weight(layer).dtype, _weight(layer).device.type) for layer in layers}
+            if weights == "full" and not all(packs(*kind) for kind in kinds):
+                plain += len(names) == 1
+                continue
+            sizes = [len(_weight(layer)) for layer in layers]
+            product = _joined(layers, weights)
+            siblings = Siblings(product, sizes)
+            for index, name in enumerate(names):
+                setattr(parent, name, Sibling(siblings, index) if len(names) > 1 else product)
+                del dense[name]
     return plain
+
+
+def _is_dense(layer: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return type(layer) in (nn.Linear, Conv1D)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """[out, in]; GPT-2's Conv1D stores it transposed."""
+    weight = cast(Tensor, layer.weight)
+    return weight if type(layer) is nn.Linear else weight.t()
+
+
+def _joined(layers: Sequence[nn.Module], weights: Weights) -> nn.Module:
+    """One product whose output is the layers' outputs side by side."""
+    biases = [cast(Tensor | None, layer.bias) for layer in layers]
+    weight = torch.cat([_weight(layer) for layer in layers]) if len(layers) > 1 else _weight(layers[0])
+    bias: Tensor | None = None
+    if any(one is not None for one in biases):
+        bias = torch.cat([
+            weight.new_zeros(len(_weight(layer))) if one is None else one
+            for layer, one in zip(layers, biases, strict=True)
+        ])  # fmt: skip
+    return Int8Linear(weight, bias) if weights == "int8" else PackedLinear(weight, bias)
 
 
 def padding(rows: int, dtype: torch.dtype, packed: bool) -> int:

@@ -51,7 +51,7 @@ class Seq2SeqLane:
         for part in self.model.modules():
             if hasattr(part, "config"):
                 part.config._attn_implementation = NAME  # T5's two stacks have configurations of their own
-        self.dtype, self.packed = self.model.dtype, pack(self.model) == 0
+        self.dtype, self.packed = self.model.dtype, pack(self.model, sharing=()) == 0
         for module in self.model.modules():
             if isinstance(module, PackedLinear):
                 module.__dict__["weight"] = None  # T5 looks at a layer's dtype and takes None for "as it is"
