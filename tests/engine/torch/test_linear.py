@@ -146,6 +146,6 @@ def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
     folder = tiny_folder(hf.LlamaConfig(**GROUPED))
     with pytest.raises(UserError, match="nearest: int8"):
         TorchEngine(folder, options={"weights": "int-8"})
-    monkeypatch.setattr(int8.torch.backends.quantized, "supported_engines", ["qnnpack"])
+    monkeypatch.setattr(int8, "PRODUCT", "no_such_kernel")
     with pytest.raises(Refused, match="fbgemm"):
         TorchEngine(folder, options={"weights": "int8"})
