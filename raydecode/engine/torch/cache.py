@@ -55,7 +55,8 @@ class Cache:
             self._layers[index] = self._pool(key_MKD), self._pool(value_MKD)
             self._layers[index][1][: self._clean].zero_()
         keys, values = self._layers[index]
-        if not math.isfinite(value_MKD.sum(dtype=torch.float32)):
+        host = value_MKD.device.type == "cpu"  # elsewhere a look at the sum would wait for the device, layer by layer
+        if not (host and math.isfinite(value_MKD.sum(dtype=torch.float32))):
             key_MKD = key_MKD + (value_MKD * 0).sum(-1, keepdim=True)  # 0, or NaN where a value is not finite
             value_MKD = value_MKD.nan_to_num(0.0, 0.0, 0.0)
         keys[page_M, :, offset_M] = key_MKD
