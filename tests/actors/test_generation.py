@@ -209,7 +209,7 @@ def mortal(marker, deaths):
 
     class Mortal(ToyEngine):
         def step(self):
-            poisoned = [row for row in (*self._waiting, *self._running) if marker in row.request.prompt.text]
+            poisoned = [row for row in (*self._rows.waiting, *self._rows.running) if marker in row.request.prompt.text]
             if poisoned:
                 deaths.append([row.id.request for row in poisoned])
                 raise Died("killed")

@@ -250,8 +250,8 @@ class Extension:
         return [report for one in self._raydecode() for report in one.rows.close(id, count)]
 
     def _raydecode(self) -> list[Processor]:
-        """V1 keeps processors with the batch, V2 with the sampler."""
+        """Ours, not vLLM's own nor the plug-in at rest. V1 keeps processors with the batch, V2 with the sampler."""
         runner: Any = self.model_runner
         batch: Any = getattr(runner, "input_batch", None)
         held = batch.logitsprocs.all if hasattr(batch, "logitsprocs") else runner.sampler.logits_processors
-        return [one for one in held if isinstance(one, Processor)]
+        return [one for one in held if isinstance(one, Processor) and not isinstance(one, Plugin)]
