@@ -297,7 +297,7 @@ def main() -> None:
 
     args.folder = str(models.locate(args.model))
     about = {"machine": cpu(), "cores": os.cpu_count(), "tokens": args.tokens, "dtype": args.dtype, "model": args.model}
-    found: dict[str, Any] = {"about": about | {"options": sys.argv[1:]}, "rate": [], "tree": {}, "overhead": []}
+    found: dict[str, Any] = {"about": about | {"engine_options": args.options}, "rate": [], "tree": {}, "overhead": []}
 
     def save() -> None:
         if args.json:

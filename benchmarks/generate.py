@@ -296,7 +296,7 @@ def main() -> None:
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             about = {"machine": cpu(), "cores": os.cpu_count(), "rows": args.rows, "tokens": args.tokens}
-            about |= {"dtype": args.dtype, "slots": SLOTS, "options": sys.argv[1:]}
+            about |= {"dtype": args.dtype, "slots": SLOTS, "systems": args.systems, "mixes": args.mixes}
             args.json.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
             plot(found["results"], args.json.with_suffix(".png"))
 

@@ -119,8 +119,10 @@ class _Job:
 
 
 class Layout:
-    """The runs of one call over a cache. few_N: the nodes that Segments serve (alone: all of
-    them); masks are made once per window."""
+    """The runs of one call over a cache; masks are made once per window.
+
+    few_N: the nodes that Segments serve; alone: they are all nodes of the call
+    """
 
     def __init__(self, cache: Cache, runs: Sequence[Run], device: torch.device | str = "cpu") -> None:
         self.cache, self._device = cache, device
