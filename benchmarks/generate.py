@@ -9,8 +9,11 @@ in a process of its own, one after the other. Two mixes of output lengths:
     heavy       most rows short, one in twenty of 8 times the length (the mean is about that of `uniform`)
 
 Times are wall seconds of the whole command. `steady` is wall(all rows) - wall(--small rows), so that the start
-(imports, weights, Ray) drops out; it is reported apart. Ratios compare steady times. A second table mixes methods per
-row on the torch engine: greedy, temperature + top-p, min-p, penalties, by a `decoding` column, against one for all.
+(imports, weights, Ray) drops out; it is reported apart. Ratios compare steady times. A first small run is thrown away:
+it pays for files and memory that the machine touches for the first time. Ray runs its workers at niceness 15, so the
+systems without Ray run at that, too: else whatever else the machine does would count against one side. A second table
+mixes methods per row on the torch engine: greedy, temperature + top-p, min-p, penalties, by a `decoding` column,
+against one for all.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ SYSTEMS = ("vllm", "raydecode-vllm", "ray.data.llm", "raydecode-torch", "transfo
 SKIPPED = {("heavy", "transformers")}
 """A batch of generate runs as long as its longest row: 20 minutes here, and nothing new."""
 SLOTS = 32
+NICENESS = 15  # of Ray's workers, by default
 CONTEXT = 1024
 MIXED = (
     {"sampler": "greedy"},
@@ -71,6 +75,8 @@ def leg(system: str, texts: list[str], outputs: list[int], dtype: str, folder: s
     """Run one system over the rows. Returns tokens made and, where the system can tell, its own generating time."""
     if system.startswith("raydecode"):
         return _raydecode(system.removeprefix("raydecode-"), texts, outputs, dtype, folder)
+    if system != "ray.data.llm":
+        os.nice(NICENESS)
     return {"vllm": _vllm, "ray.data.llm": _ray_data_llm, "transformers": _transformers}[system](
         texts, outputs, dtype, folder
     )
@@ -199,6 +205,7 @@ def measure(system: str, mix: str, rows: int, args: argparse.Namespace, folder: 
 
 def compare(args: argparse.Namespace, folder: str, save: Callable[[list[dict[str, Any]]], None]) -> None:
     """Every system and mix, one after the other; a system's small run serves all its mixes. Saved after each."""
+    measure(args.systems[0], "uniform", args.small, args, folder)
     out: list[dict[str, Any]] = []
     starts: dict[str, dict[str, Any]] = {}
     for mix in args.mixes:
