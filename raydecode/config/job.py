@@ -46,7 +46,7 @@ class EngineConfig(Section):
     threads: Count | None = None
     """CPU threads of one engine; null: those of the actor"""
     options: dict[str, Any] = Field(default_factory=dict)
-    """passed as they are: torch cache_tokens, chunk, retain_tokens, trust_remote_code, weights; vLLM its own"""
+    """as they are: torch cache_tokens, chunk, compile, retain_tokens, trust_remote_code, weights; vLLM its own"""
 
 
 class InputConfig(Section):

@@ -1,8 +1,9 @@
-"""The cache of converted models: built once, by one process, and never seen half built.
+"""The cache of what is built once on a machine (converted models, kernels), by one process, and never seen half built.
 
     <cache>/models/<name>/             a finished folder; appears by one rename, is never changed afterwards
     <cache>/models/.<name>.lock        held (flock) by the process that builds; the kernel frees it when that dies
     <cache>/models/.<name>.partial-*   a build in progress, or what a killed build left; the next builder removes it
+    <cache>/kernels/<name>/            the same for another shelf
 
 `<cache>` is `$RAYDECODE_CACHE`, else `$XDG_CACHE_HOME/raydecode`, else `~/.cache/raydecode`.
 Law: a folder called `<name>` is complete. Files and the folder are synced before the rename, so this holds after a
@@ -34,34 +35,34 @@ def cache_root() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "raydecode"
 
 
-def finished(name: str) -> Path | None:
+def finished(name: str, shelf: str = "models") -> Path | None:
     """The folder of `name` if it has been built."""
-    folder = cache_root() / "models" / name
+    folder = cache_root() / shelf / name
     return folder if folder.is_dir() else None
 
 
-def build_once(name: str, build: Callable[[Path], None]) -> Path:
+def build_once(name: str, build: Callable[[Path], None], *, shelf: str = "models") -> Path:
     """The folder `name`, calling `build(empty_folder)` if no process has finished it yet.
 
     A second caller waits for the first and then uses its result; if the first dies, the second builds.
     An exception of `build` passes through and leaves nothing behind.
     """
-    if folder := finished(name):
+    if folder := finished(name, shelf):
         return folder
-    models = cache_root() / "models"
+    folders = cache_root() / shelf
     try:
-        models.mkdir(parents=True, exist_ok=True)
-        with _locked(models / f".{name}.lock"):
-            if folder := finished(name):
+        folders.mkdir(parents=True, exist_ok=True)
+        with _locked(folders / f".{name}.lock"):
+            if folder := finished(name, shelf):
                 return folder
-            for stale in models.glob(f".{name}.partial-*"):  # we hold the lock: its builder is dead
+            for stale in folders.glob(f".{name}.partial-*"):  # we hold the lock: its builder is dead
                 shutil.rmtree(stale, ignore_errors=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=models))
+            partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=folders))
             try:
                 build(partial)
                 _publishable(partial)
-                partial.rename(models / name)
-                _sync(models)
+                partial.rename(folders / name)
+                _sync(folders)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -69,12 +70,12 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise ModelError(
-            f"the model cache {models} cannot be written: {failure.strerror}",
+            f"the cache {folders} cannot be written: {failure.strerror}",
             field="model",
-            value=str(models),
-            hint="set RAYDECODE_CACHE to a writable folder with room for the weights",
+            value=str(folders),
+            hint="set RAYDECODE_CACHE to a writable folder with room",
         ) from failure
-    return models / name
+    return folders / name
 
 
 @contextmanager

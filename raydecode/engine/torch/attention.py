@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from raydecode.engine.torch.cache import PAGE
 from raydecode.engine.torch.family import refusal
 from raydecode.engine.torch.layout import TILE, Layout, Span
+from raydecode.engine.torch.paths import Paths
 
 NAME = "raydecode"
 
@@ -33,7 +34,7 @@ HARMLESS = frozenset({
 })  # fmt: skip
 """What families pass along and ours need not know; anything else might change the result."""
 
-current: ContextVar[Layout] = ContextVar("layout")
+current: ContextVar[Layout | Paths] = ContextVar("layout")
 """The layout of the forward in progress; the attention function has no other way to get it."""
 
 
@@ -60,6 +61,8 @@ def attend(
     query_MHD, key_MKD, value_MKD = (x[0].transpose(0, 1) for x in (query, key, value))
     layout.cache.write(index, layout.page_M, layout.offset_M, key_MKD[: layout.size], value_MKD[: layout.size])
     scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    if isinstance(layout, Paths):
+        return layout.attend(index, query_MHD, scale, softcap, sliding_window)[None], None
     few_NHD = _few(layout, index, query_MHD, scale, softcap, sliding_window) if layout.longest else None
     if few_NHD is not None and layout.alone and len(few_NHD) == len(query_MHD):
         return few_NHD[None], None

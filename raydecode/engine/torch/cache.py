@@ -49,11 +49,16 @@ class Cache:
                 tensor[target] = tensor[source]
         return copies is not None
 
+    def open(self, index: int, heads: int, size: int, value_size: int, like: Tensor) -> None:
+        """Give a layer its memory, once. like: its dtype and device."""
+        if index not in self._layers:
+            keys, values = (like.new_empty(self.pages.count, heads, PAGE, one) for one in (size, value_size))
+            values[: self._clean].zero_()
+            self._layers[index] = keys, values
+
     def write(self, index: int, page_M: Tensor, offset_M: Tensor, key_MKD: Tensor, value_MKD: Tensor) -> None:
         """Store new tokens' keys and values."""
-        if index not in self._layers:
-            self._layers[index] = self._pool(key_MKD), self._pool(value_MKD)
-            self._layers[index][1][: self._clean].zero_()
+        self.open(index, key_MKD.shape[1], key_MKD.shape[2], value_MKD.shape[2], key_MKD)
         keys, values = self._layers[index]
         host = value_MKD.device.type == "cpu"  # elsewhere a look at the sum would wait for the device, layer by layer
         if not (host and math.isfinite(value_MKD.sum(dtype=torch.float32))):
@@ -87,9 +92,6 @@ class Cache:
         """Memory of the pages that were ever in use."""
         per_page = sum(t[0].numel() * t.element_size() for t in self._tensors())
         return per_page * self.pages.touched
-
-    def _pool(self, like_MKD: Tensor) -> Tensor:
-        return like_MKD.new_empty(self.pages.count, like_MKD.shape[1], PAGE, like_MKD.shape[2])
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for pair in self._layers.values() for tensor in pair]

@@ -16,6 +16,7 @@ from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.engine.torch.linear import Weights, packs
+from raydecode.engine.torch.native import check_native
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.errors import Refused, UserError, nearest
@@ -27,14 +28,15 @@ SHARE = 0.5
 RETAINED_BYTES = 256 << 20
 """Pages kept after their rows, for prompts that begin alike, when `retain_tokens` is not given: at most a quarter."""
 
-OPTIONS = ("cache_tokens", "chunk", "retain_tokens", "trust_remote_code", "weights")
+OPTIONS = ("cache_tokens", "chunk", "compile", "retain_tokens", "trust_remote_code", "weights")
 
 
 class TorchEngine(Loop):
     """slots: rows at once. max_length: context in tokens; None = the model's own, or what the cache holds.
 
     options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
-    wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`).
+    wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`),
+    compile (true: kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once).
     Errors: `models.ModelError`, `UserError`, `Refused`.
     """
 
@@ -63,8 +65,13 @@ class TorchEngine(Loop):
         self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
         weights = _weights(given.pop("weights", "full"))
+        compiled = _switch("compile", given.pop("compile", False))
+        if weights == "int8" and not compiled:
+            check_int8()
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
+        if compiled:
+            check_native(self.dtype, card.encoder_decoder)
         if weights == "int8" and card.encoder_decoder:
             raise Refused(
                 "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
@@ -83,7 +90,7 @@ class TorchEngine(Loop):
         lane: Any = (
             Seq2SeqLane(folder, **common)
             if card.encoder_decoder
-            else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights)
+            else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights, compiled=compiled)
         )
         super().__init__(lane, **given, **loop)
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
@@ -98,9 +105,15 @@ def _weights(given: Any) -> Weights:
             f"weights are kept as full or int8, not as {given!r}", field="engine.options.weights", value=given,
             nearest=nearest(str(given), get_args(Weights)),
         )  # fmt: skip
-    if given == "int8":
-        check_int8()
     return cast(Weights, given)
+
+
+def _switch(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise UserError(
+            f"{name} is true or false, not {given!r}", field=f"engine.options.{name}", value=given, nearest="true"
+        )
+    return given
 
 
 def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, beside: int) -> int:

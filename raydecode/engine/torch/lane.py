@@ -2,6 +2,7 @@
 
 All new tokens of all rows go through the model as one sequence [1, M]; only attention knows about rows, and that is
 ours (`attention`). Dense layers are packed or M is padded, so a product's rows do not depend on the batch (`linear`).
+With `compiled` all this is done by kernels of our own (`native`).
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.torch import attention
 from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.engine.torch.family import check_class
+from raydecode.engine.torch.fused import fuse
 from raydecode.engine.torch.layout import Layout, Run
 from raydecode.engine.torch.linear import Weights, pack, padding
+from raydecode.engine.torch.paths import Paths
 from raydecode.engine.torch.sites import Sites
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
 
 
 class TorchLane:
-    """A model folder on one device; logits stay there. slots, context, tokens, retain: see `Cache`; dtype: by name."""
+    """A model folder on one device; logits stay there. slots, context, tokens, retain: see `Cache`; dtype: by name.
+
+    fused: layers that are one call each
+    """
 
     page = PAGE
 
@@ -40,6 +46,7 @@ class TorchLane:
         tokens: int | None = None,
         retain: int = 0,
         weights: Weights = "full",
+        compiled: bool = False,
         trust_remote_code: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -50,7 +57,9 @@ class TorchLane:
         self.model = models.load_module(folder, dtype, device=device, trust_remote_code=trust_remote_code).eval()
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
-        self.dtype, self.packed = self.model.dtype, pack(self.model, weights) == 0
+        self.dtype, self.compiled = self.model.dtype, compiled
+        self.packed = pack(self.model, weights, compiled=compiled) == 0
+        self.fused = fuse(self.model) if compiled else 0
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
         self.slots, self.context = slots, context
@@ -86,9 +95,9 @@ class TorchLane:
                 ids += chunk.tree.token
         self.cache.flush()
         device = self.model.device
-        layout = Layout(self.cache, runs, device)
-        pad = padding(len(ids), self.dtype, self.packed)
-        keep = wanted + [0] * (padding(len(wanted), self.dtype, self.packed) + (not wanted))
+        layout = Paths(self.cache, runs) if self.compiled else Layout(self.cache, runs, device)
+        pad = self._padding(len(ids))
+        keep = wanted + [0] * (self._padding(len(wanted)) + (not wanted))
         token = attention.current.set(layout)
         try:
             with self.inside.open(needs.hidden, hooks, wanted) as hidden:
@@ -106,9 +115,12 @@ class TorchLane:
     @torch.inference_mode()
     def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:
         """float32 [N, V]; see `Outputs.head`."""
-        pad = padding(len(hidden_ND), self.dtype, self.packed)
+        pad = self._padding(len(hidden_ND))
         padded = torch.nn.functional.pad(hidden_ND, (0, 0, 0, pad))
         return self.inside.head(padded, norm)[: len(hidden_ND), : len(self.token_bytes)]
+
+    def _padding(self, rows: int) -> int:
+        return 0 if self.compiled else padding(rows, self.dtype, self.packed)
 
     @torch.inference_mode()
     def reserve(self, slot: int, start: int, length: int) -> bool:

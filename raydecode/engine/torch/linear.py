@@ -9,7 +9,7 @@ Two reasons. Law: the packed product's row is the same bits for every number of 
 
 Where oneDNN cannot pack (bfloat16 on processors without AVX-512), the layer stays as it is and the call is padded.
 Layers that are given the same tensor (query, key, value; gate, up) are one product: see `Siblings`.
-With `weights: int8` the products are those of `int8`.
+With `weights: int8` the products are those of `int8`; with `compile: true` those of `panels`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from raydecode.engine.torch.int8 import Int8Linear
 from raydecode.engine.torch.layout import TILE
+from raydecode.engine.torch.panels import PanelLinear
 
 
 class PackedLinear(nn.Module):
@@ -44,13 +45,13 @@ class Siblings:
     """
 
     def __init__(self, product: nn.Module, sizes: Sequence[int]) -> None:
-        self._product, self._sizes = product, list(sizes)
+        self.product, self._sizes = product, list(sizes)
         self._given: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
 
     def part(self, index: int, x: Tensor) -> Tensor:
         if x is not self._given or index not in self._parts:
-            self._given, self._parts = x, dict(enumerate(self._product(x).split(self._sizes, -1)))
+            self._given, self._parts = x, dict(enumerate(self.product(x).split(self._sizes, -1)))
         part = self._parts.pop(index)
         if not self._parts:
             self._given = None  # nothing is kept from one call to the next
@@ -62,10 +63,10 @@ class Sibling(nn.Module):
 
     def __init__(self, siblings: Siblings, index: int) -> None:
         super().__init__()
-        self._siblings, self._index = siblings, index
+        self.siblings, self._index = siblings, index
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._siblings.part(self._index, x)
+        return self.siblings.part(self._index, x)
 
 
 SHARING = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -75,10 +76,15 @@ Weights = Literal["full", "int8"]
 
 
 @torch.inference_mode()
-def pack(model: nn.Module, weights: Weights = "full", sharing: Sequence[tuple[str, ...]] = SHARING) -> int:
+def pack(
+    model: nn.Module,
+    weights: Weights = "full",
+    sharing: Sequence[tuple[str, ...]] = SHARING,
+    compiled: bool = False,
+) -> int:
     """Replace dense layers by packed ones, each old weight freed before the next is packed; how many stayed plain.
 
-    sharing: names of layers that become `Siblings` where a module has all of them.
+    sharing: names of layers that become `Siblings` where a module has all of them. compiled: in `panels`.
 
     A tied output layer is packed beside the embedding that it shared: vocabulary x width floats more.
     """
@@ -94,7 +100,7 @@ def pack(model: nn.Module, weights: Weights = "full", sharing: Sequence[tuple[st
                 plain += len(names) == 1
                 continue
             sizes = [len(_weight(layer)) for layer in layers]
-            product = _joined(layers, weights)
+            product = _joined(layers, weights, compiled)
             siblings = Siblings(product, sizes)
             for index, name in enumerate(names):
                 setattr(parent, name, Sibling(siblings, index) if len(names) > 1 else product)
@@ -114,7 +120,7 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight if type(layer) is nn.Linear else weight.t()
 
 
-def _joined(layers: Sequence[nn.Module], weights: Weights) -> nn.Module:
+def _joined(layers: Sequence[nn.Module], weights: Weights, compiled: bool) -> nn.Module:
     """One product whose output is the layers' outputs side by side."""
     biases = [cast(Tensor | None, layer.bias) for layer in layers]
     weight = torch.cat([_weight(layer) for layer in layers]) if len(layers) > 1 else _weight(layers[0])
@@ -124,6 +130,8 @@ def _joined(layers: Sequence[nn.Module], weights: Weights) -> nn.Module:
             weight.new_zeros(len(_weight(layer))) if one is None else one
             for layer, one in zip(layers, biases, strict=True)
         ])  # fmt: skip
+    if compiled:
+        return PanelLinear(weight, bias, weights)
     return Int8Linear(weight, bias) if weights == "int8" else PackedLinear(weight, bias)
 
 

@@ -26,6 +26,12 @@ def lane(engine: TorchEngine) -> TorchLane:
 
 
 @pytest.fixture(scope="session")
+def compiled_lane(smollm: Path) -> TorchLane:
+    """The same by kernels of our own."""
+    return TorchLane(smollm, dtype="float32", slots=16, context=1024, compiled=True)
+
+
+@pytest.fixture(scope="session")
 def reference(smollm: Path) -> Any:
     """transformers' own model, eager attention, unpacked weights."""
     from transformers import AutoModelForCausalLM

@@ -69,7 +69,10 @@ MOE = {"olmoe", "mixtral"}
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_transformers_own(family: str, tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder(FAMILIES[family]())
-    lane = TorchLane(folder, dtype="float32", slots=3, context=64)
+    follows_transformers(TorchLane(folder, dtype="float32", slots=3, context=64), folder)
+
+
+def follows_transformers(lane: TorchLane, folder: Path) -> None:
     model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     rows = [[(37 * i + 11 * r) % 300 + 5 for i in range(n)] for r, n in enumerate((31, 12, 40))]
     with torch.inference_mode():

@@ -18,6 +18,7 @@ from raydecode.engine.torch.cache import PAGE, Cache
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.request import Card
 from raydecode.tree import TokenTree
+from tests.engine.torch.builds import COMPILED
 from tests.engine.torch.recorder import Decoder, Memory, Recorder, ask, drain
 from tests.engine.torch.test_families import GROUPED
 from tests.methods.drafters import Drafting
@@ -26,10 +27,11 @@ POISON = 7
 DRAFT = Card("branching")
 
 
-@pytest.fixture(scope="module")
-def poisoned(tiny_folder: Callable[..., Path]) -> TorchLane:
+@pytest.fixture(scope="module", params=COMPILED)
+def poisoned(tiny_folder: Callable[..., Path], request: pytest.FixtureRequest) -> TorchLane:
     """A tiny Llama whose token POISON has no finite embedding."""
-    lane = TorchLane(tiny_folder(hf.LlamaConfig(**GROUPED)), dtype="float32", slots=4, context=100)
+    folder = tiny_folder(hf.LlamaConfig(**GROUPED))
+    lane = TorchLane(folder, dtype="float32", slots=4, context=100, compiled=request.param)
     with torch.no_grad():
         lane.model.get_input_embeddings().weight[POISON] = float("nan")
     return lane

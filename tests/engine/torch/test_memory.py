@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from raydecode import registry
+from raydecode import models, registry
 from raydecode.contracts import RowView
 from raydecode.engine.torch.cache import PAGE
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.events import OutcomeEvent
 from raydecode.request import Card, Request
 from raydecode.tree import TokenTree
+from tests.engine.torch.builds import COMPILED
 from tests.engine.torch.recorder import Decoder, Memory, Recorder, ask, drain
 from tests.engine.torch.test_families import GROUPED
 from tests.methods.drafters import Drafting
@@ -80,8 +81,10 @@ def run_all_ways(lane: TorchLane, requests: list[Request], plant: Any, longest: 
     return memory
 
 
-def test_bits_survive_everything_at_once(tiny_folder: Callable[..., Path], bushes: Any) -> None:
-    lane = TorchLane(tiny_folder(LlamaConfig(**GROUPED)), dtype="float32", slots=1, context=126)
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_bits_survive_everything_at_once(tiny_folder: Callable[..., Path], bushes: Any, compiled: bool) -> None:
+    folder = tiny_folder(LlamaConfig(**GROUPED))
+    lane = TorchLane(folder, dtype="float32", slots=1, context=126, compiled=compiled)
     make = random.Random(1)
     template = [make.randrange(20, 300) for _ in range(70)]
     rows = [
@@ -92,25 +95,52 @@ def test_bits_survive_everything_at_once(tiny_folder: Callable[..., Path], bushe
     run_all_ways(lane, rows, bushes, 126)
 
 
-PROMPTS, LENGTH = 50, 128
+PROMPTS, LENGTH, PIECE = 50, 128, 10
+
+
+@pytest.fixture(scope="module")
+def fifty(smollm: Path, shared: Path) -> list[list[int]]:
+    """Of Spec-Bench; before every fifth a few-shot beginning."""
+    path = shared / "data/spec_bench/question.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    vocabulary = models.Vocabulary.of(smollm)
+    texts = [json.loads(line)["turns"][0] for line in path.read_text(encoding="utf-8").splitlines()]
+    ids = [found for text in texts[::3] if len(found := vocabulary.encode(text)) <= 400]
+    assert len(ids) >= PROMPTS
+    ids = ids[:: len(ids) // PROMPTS][:PROMPTS]
+    template = [token for one in ids for token in one][:150]
+    return [[*(template if i % 5 == 0 else ()), *one] for i, one in enumerate(ids)]
+
+
+@pytest.fixture(scope="module", params=COMPILED)
+def whole(smollm: Path, request: pytest.FixtureRequest) -> TorchLane:
+    return TorchLane(smollm, dtype="float32", slots=1, context=1024, compiled=request.param)
+
+
+def run_real_prompts(lane: TorchLane, prompts: list[list[int]], length: int, plant: Any) -> None:
+    rows = [ask(str(i), ids, max_tokens=length, ignore_eos=True) for i, ids in enumerate(prompts)]
+    run_all_ways(lane, rows, plant, max(map(len, prompts)) + length)
 
 
 @pytest.mark.slow
 @pytest.mark.real_model
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_real_prompts(smollm: Path, shared: Path, bushes: Any, dtype: str) -> None:
-    """The flagship: 50 prompts of Spec-Bench, 128 tokens each, a few-shot beginning before every fifth."""
-    path = shared / "data/spec_bench/question.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    texts = [json.loads(line)["turns"][0] for line in path.read_text(encoding="utf-8").splitlines()]
-    lane = TorchLane(smollm, dtype=dtype, slots=1, context=1024)
-    ids = [found for text in texts[::3] if len(found := lane.vocabulary.encode(text)) <= 400]
-    assert len(ids) >= PROMPTS
-    ids = ids[:: len(ids) // PROMPTS][:PROMPTS]
-    template = [token for one in ids for token in one][:150]
-    rows = [
-        ask(str(i), [*(template if i % 5 == 0 else ()), *one], max_tokens=LENGTH, ignore_eos=True)
-        for i, one in enumerate(ids)
-    ]
-    run_all_ways(lane, rows, bushes, 768)
+@pytest.mark.parametrize("piece", range(PROMPTS // PIECE))
+def test_real_prompts(whole: TorchLane, fifty: list[list[int]], bushes: Any, piece: int) -> None:
+    """The flagship, in pieces of minutes: 50 prompts, 128 tokens each."""
+    run_real_prompts(whole, fifty[piece * PIECE :][:PIECE], LENGTH, bushes)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_real_prompts_at_once(whole: TorchLane, fifty: list[list[int]], bushes: Any) -> None:
+    """All in batches of 32, few tokens each."""
+    run_real_prompts(whole, fifty, 8, bushes)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_real_prompts_in_bfloat16(smollm: Path, fifty: list[list[int]], bushes: Any) -> None:
+    """Reduced: six beginnings, 12 tokens each. Without bfloat16 products a step costs seven of float32."""
+    lane = TorchLane(smollm, dtype="bfloat16", slots=1, context=1024)
+    run_real_prompts(lane, [ids[:70] for ids in fifty[:6]], 12, bushes)

@@ -12,6 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from raydecode.engine.torch import TorchEngine
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.request import Card, DecodingSpec, Ids, Request, Text
+from tests.engine.torch.builds import COMPILED
 from tests.engine.torch.recorder import Decoder, Memory, Recorder, ask, demo_prompts, drain
 
 pytestmark = pytest.mark.real_model
@@ -44,11 +45,18 @@ def test_greedy_is_generate(lane: TorchLane, reference: Any, prompts: list[list[
 
 
 @pytest.mark.slow
-def test_greedy_is_generate_on_fifty_prompts(lane: TorchLane, reference: Any, root: Path) -> None:
-    """Long ones among them, 32 tokens each, in one batch of 16 rows."""
+@pytest.mark.parametrize("compiled", COMPILED)
+@pytest.mark.parametrize("piece", range(5))
+def test_greedy_is_generate_on_fifty_prompts(
+    lane: TorchLane, reference: Any, root: Path, piece: int, compiled: bool, request: pytest.FixtureRequest
+) -> None:
+    """Long ones among them, 32 tokens each, in batches of ten rows."""
     prompts = [lane.vocabulary.encode(row["prompt"]) for row in demo_prompts(root, 50)]
     assert len(prompts) == 50
-    found = drain(loop(lane), [ask(str(i), ids, sampler=GREEDY, max_tokens=32) for i, ids in enumerate(prompts)])
+    prompts = prompts[piece::5]
+    requests = [ask(str(i), ids, sampler=GREEDY, max_tokens=32) for i, ids in enumerate(prompts)]
+    used = request.getfixturevalue("compiled_lane") if compiled else lane
+    found = drain(loop(used), requests)
     wrong = {i for i, ids in enumerate(prompts) if list(found[str(i), 0].tokens) != generated(reference, ids, 32)}
     assert not wrong
 

@@ -14,6 +14,7 @@ from raydecode.engine.lane import Chunk
 from raydecode.engine.torch.cache import PAGE
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.tree import TokenTree
+from tests.engine.torch.builds import builds
 from tests.engine.torch.test_families import FAMILIES, MOE
 from tests.engine.torch.twins import TWINS
 
@@ -62,6 +63,13 @@ def test_a_node_has_the_bits_of_its_chain(family: str, tiny_folder: Callable[...
     assert seen > 20
     assert wrong == 0
     lane.check(())
+
+
+@builds
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gpt2"])
+def test_with_kernels_of_our_own(family: str, tiny_folder: Callable[..., Path]) -> None:
+    lane = TorchLane(tiny_folder(FAMILIES[family]()), dtype="float32", slots=3, context=126, compiled=True)
+    assert differing(lane, random.Random(family))[0] == 0
 
 
 def test_in_bfloat16(tiny_folder: Callable[..., Path]) -> None:
