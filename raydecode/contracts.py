@@ -169,6 +169,10 @@ class SamplerRows(Protocol):
         """float64 [R], the state column of each row."""
         ...
 
+    def normaliser(self, x_RC: Tensor) -> Tensor:
+        """float64 [R]: ln sum exp(x) of this stage's input; `own_logp` is made from the same."""
+        ...
+
     @property
     def sites(self) -> Sequence[str]:
         """The model's sites, from the inside out."""
@@ -193,6 +197,10 @@ class Sampler(Protocol):
 
     A class may also say `identity: Options`, options at which `shape` returns its input bit for bit (a law);
     `keeps_best = True`, the likeliest token stays the likeliest (a law); `settles = True`, one token is left;
+    `band(x_RC, rows) -> (low_R, high_R or None)`, what `shape` keeps: the logits from low to high, as they are, and no
+    others (a law); the engine then drops the rest without writing them down;
+    `any_width = True`, it looks at logits and not at which columns they stand in: C may be the few candidates that are
+    left, in ascending order of their ids, and it keeps the same with the same bits (a law; sums as in `numerics`);
     and `report(options, state, count) -> Mapping`, JSON-able: what its state columns say after `count` tokens. Reports
     of a row's samplers stand behind those of its monitors, each under the sampler's name.
     """

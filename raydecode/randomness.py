@@ -64,16 +64,29 @@ def _table(size: int) -> Words:
 
 def _keyed(table: Words, keys: Sequence[int], t: Sequence[int], stream: int) -> Words:
     """[R, C]: 31 bits for each word of the table [C] and each row."""
+    return _mixed(table, _both(keys, t, stream)[:, None])
+
+
+def _both(keys: Sequence[int], t: Sequence[int], stream: int) -> Words:
+    """uint64 [R]: (k0, k1) of each row."""
     import numpy as np
 
-    both = np.array([derive(key, stream, step) for key, step in zip(keys, t, strict=True)], dtype=np.uint64)[:, None]
-    x: Any = table ^ both.astype(np.uint32)
-    x ^= x >> np.uint32(16)
+    return np.array([derive(key, stream, step) for key, step in zip(keys, t, strict=True)], dtype=np.uint64)
+
+
+def _mixed(table: Words, both: Words, out: Words | None = None, spare: Words | None = None) -> Words:
+    """31 bits for each word of the table under its row's keys. out, spare: room, used again row after row."""
+    import numpy as np
+
+    x: Any = np.bitwise_xor(table, both.astype(np.uint32), out=out)
+    if spare is None:
+        spare = np.empty_like(x)
+    x ^= np.right_shift(x, np.uint32(16), out=spare)
     x *= np.uint32(0x7FEB352D)
-    x ^= x >> np.uint32(15)
+    x ^= np.right_shift(x, np.uint32(15), out=spare)
     x ^= (both >> np.uint64(32)).astype(np.uint32)
     x *= np.uint32(0x846CA68B)
-    x ^= x >> np.uint32(16)
+    x ^= np.right_shift(x, np.uint32(16), out=spare)
     x &= np.uint32(0x7FFFFFFF)
     return x
 
@@ -105,12 +118,12 @@ FEW = 1 << 16
 SMALL = 1024
 """Vocabularies up to this size get noise for every token: looking for those that can win would cost more."""
 
-NEAR, LOUD = 10.0, 8.0
+NEAR, LOUD = 8.0, 6.0
 """nats. A token can win only if its logit is near the row's largest, or its noise is loud; all others score less than
 largest - NEAR + LOUD, and the best of the row less than that in at most one of 1,500 draws (then all are looked at)."""
 
 LOUD_WORDS = int(-math.expm1(-math.exp(-LOUD)) * 2**31)
-"""Words below make noise above LOUD: one of 3,000."""
+"""Words below make noise above LOUD: one of 400."""
 
 ROUNDING = 0.01
 """nats; far above float32's rounding of noise and scores, up to the logits' size in LARGE."""
@@ -130,7 +143,11 @@ def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int]) -> Tensor:
         return gumbel(keys, t, x_RV.shape[1]).to(x_RV.device).add_(x_RV).argmax(1)
     logits_RV, table = x_RV.numpy(), _table(x_RV.shape[1])
     best_R, out = logits_RV.max(1), torch.zeros(len(keys), dtype=torch.int64)
-    found = [_contenders(x_V, best, table, *own) for x_V, best, *own in zip(logits_RV, best_R, keys, t, strict=True)]
+    room = np.empty((2, len(table)), dtype=np.uint32)  # fresh memory for every row costs as much as the hashing
+    found = [
+        _contenders(x_V, best, table, both, room)
+        for x_V, best, both in zip(logits_RV, best_R, _both(keys, t, DRAW), strict=True)
+    ]
     noise = _gumbel(np.concatenate([words for _, words, _ in found])).numpy()
     start = 0
     for r, (ids, _, pruned) in enumerate(found):
@@ -144,16 +161,30 @@ def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int]) -> Tensor:
     return out
 
 
-def _contenders(x_V: Words, best: float, table: Words, key: int, t: int) -> tuple[Words, Words, bool]:
+def draw_among(ids: Sequence[Words], x: Sequence[Words], size: int, keys: Sequence[int], t: Sequence[int]) -> Tensor:
+    """int64 [R]: `draw` of rows of `size` tokens whose finite logits are x[r] at the ids[r], ascending."""
+    import numpy as np
+    import torch
+
+    counts = [len(own) for own in ids]
+    words = _mixed(_table(size)[np.concatenate(ids)], np.repeat(_both(keys, t, DRAW), counts))
+    score = _gumbel(words).numpy() + np.concatenate(x)
+    ends = np.cumsum(counts)
+    best = [int(own[score[end - len(own) : end].argmax()]) for own, end in zip(ids, ends, strict=True)]
+    return torch.tensor(best, dtype=torch.int64)
+
+
+def _contenders(x_V: Words, best: float, table: Words, both: Words, room: Words) -> tuple[Words, Words, bool]:
     """The ids that can win, ascending, their words, and whether others were left out for want of a chance."""
     import numpy as np
 
     if x_V.min() == -math.inf:
         kept = np.flatnonzero(x_V > -math.inf)
         if 4 * len(kept) < len(x_V):
-            return kept, _keyed(table[kept], [key], [t], DRAW)[0], False
-    words = _keyed(table, [key], [t], DRAW)[0]
-    ids = np.flatnonzero((x_V >= best - NEAR) | ((words < LOUD_WORDS) & (x_V > -math.inf)))
+            return kept, _mixed(table[kept], both), False
+    words = _mixed(table, both, *room)
+    ids = np.flatnonzero((x_V >= best - NEAR) | (words < LOUD_WORDS))
+    ids = ids[x_V[ids] > -math.inf]
     return ids, words[ids], True
 
 

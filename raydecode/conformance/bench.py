@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raydecode.conformance.options import option_sets
+from raydecode.numerics import normaliser
 from raydecode.randomness import derive
 from raydecode.registry import Method
 
@@ -54,6 +55,9 @@ class BenchRows:
 
     def option(self, name: str) -> Tensor:
         return torch.tensor([options[name] for options in self.options], dtype=torch.float32)
+
+    def normaliser(self, x_RC: Tensor) -> Tensor:
+        return normaliser(x_RC)
 
     def state(self, name: str) -> Tensor:
         return torch.tensor([state[name] for state in self.states], dtype=torch.float64)

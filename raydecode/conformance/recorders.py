@@ -26,8 +26,9 @@ class SamplerRecorder:
     def __init__(self, inner: Sampler) -> None:
         self.inner, self.needs, self.columns = inner, inner.needs, inner.columns
         self.traces: dict[int, list[tuple[Any, ...]]] = {}
-        if hasattr(inner, "report"):
-            self.report = inner.report
+        for name in ("report", "band", "any_width", "keeps_best", "settles"):
+            if hasattr(inner, name):
+                setattr(self, name, getattr(inner, name))
 
     columns: StateColumns
 

@@ -6,6 +6,8 @@ x_RV: float32 logits, R rows, V tokens.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from raydecode.conformance.bench import BenchRows, bench
 from raydecode.conformance.law import require, same_bits
 from raydecode.contracts import Sampler
+from raydecode.numerics import within
 from raydecode.randomness import draw
 from raydecode.registry import Method
 
@@ -175,6 +178,39 @@ def keeps_the_likeliest(method: Method) -> None:
         require(alone, method, "keeps_the_likeliest", f"row {r}: {left} tokens are left")
 
 
+def band_is_its_shape(method: Method) -> None:
+    """What says which `band` it keeps: `shape` leaves that band as it is and drops all else, bit for bit."""
+    sampler = method.factory()
+    if not hasattr(sampler, "band"):
+        return
+    for x_RV, rows in (bench(method), bench(method, rows=8, size=WIDE)):
+        shaped_RV, kept_RV = sampler.shape(x_RV, rows), within(x_RV, *sampler.band(x_RV, rows))
+        where = _differs(kept_RV, shaped_RV)
+        require(where is None, method, "band_is_its_shape", f"row {where} is another by its band than by `shape`")
+
+
+def candidates_are_enough(method: Method) -> None:
+    """What says `any_width` keeps the same, with the same bits, when it sees only the columns that are left."""
+    sampler = method.factory()
+    if not getattr(sampler, "any_width", False):
+        return
+    for (x_RV, rows), share in itertools.product((bench(method), bench(method, rows=8, size=WIDE)), (0.03, 0.6)):
+        generator = torch.Generator().manual_seed(3)
+        left_RV = x_RV.where(torch.rand(x_RV.shape, generator=generator) < share, -math.inf)
+        best_R1 = x_RV.argmax(1, keepdim=True)
+        left_RV.scatter_(1, best_R1, x_RV.gather(1, best_R1))
+        columns = [x_V.isfinite().nonzero()[:, 0] for x_V in left_RV]
+        few_RC = torch.full((len(columns), max(map(len, columns)) + 3), -math.inf)
+        for x_C, x_V, at in zip(few_RC, left_RV, columns, strict=True):
+            x_C[: len(at)] = x_V[at]
+        whole_RV, some_RC = sampler.shape(left_RV, rows), sampler.shape(few_RC, rows)
+        for r, at in enumerate(columns):
+            again_V = torch.full_like(whole_RV[r], -math.inf)
+            again_V[at] = some_RC[r, : len(at)]
+            found = f"row {r} with options {dict(rows.options[r])}: {len(at)} candidates of {len(again_V)} give another"
+            require(same_bits(again_V, whole_RV[r]), method, "candidates_are_enough", found)
+
+
 LAWS = (
     declared,
     pure,
@@ -186,6 +222,8 @@ LAWS = (
     rows_do_not_see_each_other,
     state_is_a_fold_of_the_row,
     identity_changes_nothing,
+    band_is_its_shape,
+    candidates_are_enough,
 )
 
 

@@ -9,60 +9,87 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raydecode.contracts import Columns, Sampler
+from raydecode.engine.candidates import Candidates
 from raydecode.engine.inside import Look
 from raydecode.engine.rows import Row, StageRows
 from raydecode.errors import RowError
+from raydecode.numerics import normaliser
 
 SamplerOf = Callable[[str], Sampler]
 T = TypeVar("T")
 
 
+Band = tuple[Tensor, Tensor | None]
+
+
 @dataclass(slots=True)
 class Observation:
-    """A stage with state: its rows (indices) and their input logits, kept until the tokens are known."""
+    """A stage with state: its rows (indices) and their input logits, kept until the tokens are known.
+
+    ids_GC: of the columns, -1 for none; None: the columns are the ids. lse_G: of x_GC, once somebody asked
+    """
 
     stage: int
     method: Sampler
     index: list[int]
-    x_GV: Tensor
+    x_GC: Tensor
+    ids_GC: np.ndarray[Any, Any] | None = None
+    lse_G: Tensor | None = None
+
+    def normaliser(self) -> Tensor:
+        if self.lse_G is None:
+            self.lse_G = normaliser(self.x_GC)
+        return self.lse_G
+
+    def own_logp(self, live: list[int], token_G: Tensor) -> Tensor:
+        """float64, on the host: of the `live` rows' tokens at the stage's own input; -inf where it was not there."""
+        if self.ids_GC is None:
+            logit_G = self.x_GC[live, token_G.to(self.x_GC.device)].double()
+        else:
+            here_GC = self.ids_GC[live] == token_G.numpy()[:, None]
+            found = self.x_GC[live, torch.from_numpy(here_GC.argmax(1))].double()
+            logit_G = found.where(torch.from_numpy(here_GC.any(1)), -math.inf)
+        return (logit_G - self.normaliser()[live]).cpu()
 
 
 def shape(
     x_RV: Tensor, rows: Sequence[Row], sampler: SamplerOf, look: Look | None = None
-) -> tuple[Tensor, list[Observation]]:
+) -> tuple[Candidates, list[Observation]]:
     """Run every row's chain. A row whose method raises gets a fault; its logits are not read again.
 
     look: what the forward kept of the rows' nodes, for methods that need the model's inside.
     """
-    observations: list[Observation] = []
-    own = False  # whether x_RV is a copy that nobody else holds: then groups are written back in place
+    left, observations = Candidates(x_RV), []
     for stage in range(max((len(row.spec.sampler) for row in rows), default=0)):
         groups: dict[str, list[int]] = {}
         for r, row in enumerate(rows):
             if stage < len(row.spec.sampler) and row.reason is None:
                 groups.setdefault(row.spec.sampler[stage].name, []).append(r)
-        for name, index in groups.items():
-            method, group = sampler(name), [rows[r] for r in index]
-            whole = len(index) == len(rows)
-            own = own and not whole
-            x_GV = x_RV if whole else x_RV[index]
-            if method.columns:
-                observations.append(Observation(stage, method, index, x_GV))
-
-            run = partial(_shape, method, stage, group, x_GV, look.pick(index) if look else None)
-            for part, y in _alone_if_it_raises(group, run):
-                if whole and len(part) == len(rows):
-                    x_RV = y
-                else:
-                    x_RV, own = (x_RV if own else x_RV.clone()), True
-                    x_RV.index_copy_(0, torch.tensor([index[i] for i in part], device=x_RV.device), y)
-    return x_RV, observations
+        for name, every in groups.items():
+            method = sampler(name)
+            for index in left.groups(every, getattr(method, "any_width", False)):
+                seen = Observation(stage, method, index, *left.take(index))
+                if method.columns:
+                    observations.append(seen)
+                group = [rows[r] for r in index]
+                run = partial(_shape, seen, group, look.pick(index) if look else None, left.narrows)
+                if left.narrows and getattr(method, "settles", False) and getattr(method, "keeps_best", False):
+                    left.settle(index)  # these two laws leave nothing else
+                    continue
+                for part, found in _alone_if_it_raises(group, run):
+                    members = [index[i] for i in part]
+                    if isinstance(found, tuple):
+                        left.cut(members, *found)
+                    else:
+                        left.put(members, found)
+    return left, observations
 
 
 def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: Tensor) -> None:
@@ -75,9 +102,7 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
         token_G = token_R[[seen.index[i] for i in live]]
         own_logp_G = torch.full((len(live),), math.nan, dtype=torch.float64)
         if seen.method.needs.own_logp:
-            x_GV = seen.x_GV[live].double()
-            chosen_G1 = token_G[:, None].to(x_GV.device)
-            own_logp_G = (x_GV.gather(1, chosen_G1)[:, 0] - x_GV.logsumexp(1)).cpu()
+            own_logp_G = seen.own_logp(live, token_G)
 
         run = partial(_observe, seen.method, seen.stage, group, token_G, own_logp_G)
         for part, columns in _alone_if_it_raises(group, run):
@@ -87,16 +112,29 @@ def observe(observations: Sequence[Observation], rows: Sequence[Row], token_R: T
                     state[seen.stage] = {**state[seen.stage], name: float(value)}
 
 
-def _shape(method: Sampler, stage: int, group: list[Row], x_GV: Tensor, look: Look | None, part: list[int]) -> Tensor:
-    x = x_GV if len(part) == len(group) else x_GV[part]
-    y = method.shape(
-        x, _stage_rows([group[i] for i in part], stage, method, look.pick(part) if look else None, x.device)
-    )
-    if y.shape != x.shape or y.dtype != x.dtype:
-        got, want = f"{y.dtype} {list(y.shape)}", f"{x.dtype} {list(x.shape)}"
-        name = group[0].spec.sampler[stage].name
-        raise RowError("sampler", "BadShape", f"{name} returned {got}, its input was {want}")
+def _shape(seen: Observation, group: list[Row], look: Look | None, narrows: bool, part: list[int]) -> Tensor | Band:
+    """What the method makes of the rows `part`: new logits [R, C], or the band that stays."""
+    whole, method = len(part) == len(group), seen.method
+    x = seen.x_GC if whole else seen.x_GC[part]
+    rows = _stage_rows([group[i] for i in part], seen.stage, method, look.pick(part) if look else None, x.device)
+    if whole:
+        rows.keep_in(seen)
+    band = getattr(method, "band", None) if narrows else None
+    if band is not None:
+        low_R, high_R = band(x, rows)
+        _check_shape(seen, group, low_R, x[:, 0])
+        _check_shape(seen, group, high_R if high_R is not None else low_R, x[:, 0])
+        return low_R, high_R
+    y = method.shape(x, rows)
+    _check_shape(seen, group, y, x)
     return y
+
+
+def _check_shape(seen: Observation, group: list[Row], y: Tensor, like: Tensor) -> None:
+    if y.shape != like.shape or y.dtype != like.dtype:
+        got, want = f"{y.dtype} {list(y.shape)}", f"{like.dtype} {list(like.shape)}"
+        name = group[0].spec.sampler[seen.stage].name
+        raise RowError("sampler", "BadShape", f"{name} returned {got}, its input was {want}")
 
 
 def _observe(

@@ -12,9 +12,11 @@ from torch import Tensor
 from raydecode.contracts import Needs
 from raydecode.errors import RowError
 from raydecode.events import Fault, FinishReason, RowStats
+from raydecode.numerics import normaliser
 from raydecode.request import Card, DecodingSpec, Request, RowId
 
 if TYPE_CHECKING:
+    from raydecode.engine.chain import Observation
     from raydecode.engine.inside import Look
 
 
@@ -150,6 +152,7 @@ class StageRows:
     ) -> None:
         self._rows, self._cards, self._states, self._look, self._needs = rows, cards, states, look, needs
         self._device = device
+        self._seen: Observation | None = None
 
     @property
     def t_R(self) -> list[int]:
@@ -196,6 +199,15 @@ class StageRows:
 
     def option(self, name: str) -> Tensor:
         return torch.tensor([card.options[name] for card in self._cards], dtype=torch.float32, device=self._device)
+
+    def keep_in(self, seen: Observation) -> None:
+        """Where the normaliser of these very rows stays for who observes."""
+        self._seen = seen
+
+    def normaliser(self, x_RC: Tensor) -> Tensor:
+        if self._seen is None or x_RC is not self._seen.x_GC:
+            return normaliser(x_RC)
+        return self._seen.normaliser()
 
     def state(self, name: str) -> Tensor:
         return torch.tensor([state[name] for state in self._states], dtype=torch.float64, device=self._device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from raydecode.constraint import Constraint, Pending, Stop, compose
 from raydecode.contracts import Monitor, Needs
 from raydecode.engine import chain
+from raydecode.engine.candidates import Candidates
 from raydecode.engine.ending import first_stop
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.inside import Look
@@ -28,8 +29,7 @@ from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
 from raydecode.events import Event, TokenEvent
-from raydecode.numerics import entropy
-from raydecode.randomness import draw
+from raydecode.numerics import normaliser, normaliser_and_entropy
 from raydecode.tree import TokenTree
 
 
@@ -66,9 +66,9 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         every = node_R == list(range(len(outputs.logits_MV)))  # plain decoding: no copy of 6 MB at 32 rows
         raw_RV = outputs.logits_MV if every else outputs.logits_MV[node_R]
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
-        shaped_RV, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
-        refuse_empty(shaped_RV, raw_RV, rows)
-        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
+        left, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
+        refuse_empty(left, raw_RV, rows)
+        token_R = left.draw([row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
         for r, row in enumerate(rows):
             if row.t < len(row.replay):
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
@@ -154,9 +154,9 @@ def _masked(
     return x_RV, kept_R
 
 
-def refuse_empty(shaped_RV: Tensor, raw_RV: Tensor, rows: Sequence[Row]) -> None:
+def refuse_empty(left: Candidates, raw_RV: Tensor, rows: Sequence[Row]) -> None:
     """A row with no finite logit, or a NaN, ends; drawing from it would mean nothing. Stage: whose fault it is."""
-    best_R = shaped_RV.amax(1)  # NaN where any logit is
+    best_R = left.best_R()
     for r in (~torch.isfinite(best_R)).nonzero()[:, 0].tolist():
         if rows[r].reason is None:
             what = "NaN or +inf" if math.isnan(float(best_R[r])) or best_R[r] > 0 else "no token left"
@@ -170,9 +170,10 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
     want = [r for r, row in enumerate(rows) if row.reason is None and _wants_facts(row.needs)]
     if want:
         x_WV = raw_RV[want]
-        lse_W1 = x_WV.logsumexp(1, keepdim=True)
+        lse_W1 = normaliser(x_WV).to(x_WV.dtype)[:, None]  # one way for all: bits must not follow what mates want
+        curious = any(rows[r].needs.entropy for r in want)
+        entropies = normaliser_and_entropy(x_WV)[1].tolist() if curious else [None] * len(want)
         logp_W = (x_WV.gather(1, token_R[want][:, None].to(x_WV.device)) - lse_W1)[:, 0].tolist()
-        entropy_W = entropy(x_WV, lse_W1).tolist() if any(rows[r].needs.entropy for r in want) else [None] * len(want)
         width = min(max(rows[r].needs.top_k for r in want), x_WV.shape[1])
         top_WK = (x_WV - lse_W1).topk(width, dim=1) if width else None
         for w, r in enumerate(want):
@@ -180,7 +181,7 @@ def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
             top = (
                 tuple(zip(top_WK.indices[w, :k].tolist(), top_WK.values[w, :k].tolist(), strict=True)) if top_WK else ()
             )
-            facts[r] = {"logp": logp_W[w], "top": top, "entropy": entropy_W[w] if rows[r].needs.entropy else None}
+            facts[r] = {"logp": logp_W[w], "top": top, "entropy": entropies[w] if rows[r].needs.entropy else None}
     return facts
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import entropy
+from raydecode.numerics import normaliser_and_entropy
 
 
 @registry.register("samplers", paper="koboldcpp and llama.cpp, 2023")
@@ -27,14 +28,16 @@ class DynamicTemperature:
         exponent: float = Field(default=1.0, gt=0, le=10, description="above 1: rises late; below 1: early")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"low": 1.0, "high": 1.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
         low_R, high_R = rows.option("low"), rows.option("high")
-        count_R = (x_RC > -math.inf).sum(1)
-        share_R = entropy(x_RC, x_RC.logsumexp(1, keepdim=True)) / count_R.clamp(min=2).log()
+        count_R = low_R.new_full((len(x_RC),), x_RC.shape[1])
+        if bool(torch.isinf(x_RC.amin())):
+            count_R = (x_RC > -math.inf).sum(1)
+        share_R = normaliser_and_entropy(x_RC)[1] / count_R.clamp(min=2).log()
         rise_R = share_R.clamp(0, 1).pow(rows.option("exponent").double()).to(x_RC.dtype)
         value_R = (low_R + (high_R - low_R) * rise_R).where(count_R > 1, low_R.new_ones(()))
         return x_RC / value_R[:, None]

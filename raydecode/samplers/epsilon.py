@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below
+from raydecode.numerics import normaliser, within
 
 
 @registry.register("samplers", paper="arXiv:2210.15191")
@@ -22,10 +22,13 @@ class Epsilon:
         epsilon: float = Field(ge=0, lt=1, description="least probability; 3e-4 to 9e-4 in the paper, 0 keeps all")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"epsilon": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        cut_R = (x_RC.logsumexp(1) + rows.option("epsilon").log()).minimum(x_RC.amax(1))
-        return drop_below(x_RC, x_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        floor_R = normaliser(x_RC, fine=False) + rows.option("epsilon").double().log()
+        return floor_R.to(x_RC.dtype).minimum(x_RC.amax(1)), None

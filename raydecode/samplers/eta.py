@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below, entropy
+from raydecode.numerics import normaliser_and_entropy, within
 
 
 @registry.register("samplers", paper="arXiv:2210.15191")
@@ -22,13 +22,15 @@ class Eta:
         epsilon: float = Field(ge=0, lt=1, description="eta where the entropy is low; 3e-4 to 4e-3 in the paper")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"epsilon": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        lse_R1 = x_RC.logsumexp(1, keepdim=True)
-        floor_R = rows.option("epsilon").log()
-        eta_R = floor_R.minimum(floor_R / 2 - entropy(x_RC, lse_R1).to(x_RC.dtype))  # ln eta
-        cut_R = (lse_R1[:, 0] + eta_R).minimum(x_RC.amax(1))
-        return drop_below(x_RC, x_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        lse_R, entropy_R = normaliser_and_entropy(x_RC)
+        floor_R = rows.option("epsilon").double().log()
+        eta_R = floor_R.minimum(floor_R / 2 - entropy_R)  # ln eta
+        return (lse_R + eta_R).to(x_RC.dtype).minimum(x_RC.amax(1)), None

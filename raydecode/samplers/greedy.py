@@ -18,7 +18,7 @@ class Greedy:
     """Keep the likeliest token."""
 
     needs = Needs()
-    keeps_best = settles = True
+    keeps_best = settles = any_width = True
     columns: StateColumns = {}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:

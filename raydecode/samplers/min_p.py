@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below
+from raydecode.numerics import within
 
 
 @registry.register("samplers", paper="arXiv:2407.01082", vllm=registry.Vllm(stage=30, params={"p": "min_p"}))
@@ -21,10 +21,12 @@ class MinP:
         p: float = Field(ge=0, le=1, description="share of the likeliest token's probability; 0 keeps all")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"p": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        cut_R = x_RC.amax(1) + rows.option("p").log()
-        return drop_below(x_RC, x_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        return x_RC.amax(1) + rows.option("p").log(), None

@@ -9,7 +9,7 @@ Hence exactly: mean S - tau = (mu_1 - mu_(T+1)) / (eta T). p is the law at this 
 before. A flat law (s <= 0) keeps all.
 Report: the mean surprise; collapsed, the share of tokens at mu <= 0, where k is 1; saturated, the share at mu >= 28
 bits: tau is above what the model itself says per token, and mu runs away.
-Changes the distribution: yes. State: mu, two counts. Cost: a partial selection over V, a wider one where k > 100.
+Changes the distribution: yes. State: mu, two counts. Cost: two selections over V, and the normaliser for S.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Columns, Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below
+from raydecode.numerics import RUNAWAY_BITS, exact, kth_largest, largest, mean_surprise, steer, within
 
 RANKS = 100
-RUNAWAY_BITS = 28.0
 
 
 @registry.register("samplers", paper="arXiv:2007.14966")
@@ -47,35 +46,31 @@ class Mirostat1:
     }
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
         size = x_RC.shape[1]
-        best_RK = x_RC.topk(min(RANKS, size), dim=1).values
+        best_RK = largest(x_RC, RANKS)
         k_R = rank(best_RK.double(), rows.state("mu"), size)
         cut_R = best_RK.gather(1, (k_R - 1).clamp(max=best_RK.shape[1] - 1)[:, None])[:, 0]
         wide = ((k_R > best_RK.shape[1]) & (k_R < size)).nonzero()[:, 0]
         if wide.numel():
-            more_GK = x_RC[wide].topk(int(k_R[wide].max()), dim=1).values
-            cut_R[wide] = more_GK.gather(1, k_R[wide, None] - 1)[:, 0]
-        cut_R = cut_R.masked_fill(k_R >= size, -math.inf)
-        return drop_below(x_RC, x_RC, cut_R)
+            cut_R[wide] = kth_largest(x_RC if len(wide) == len(x_RC) else x_RC[wide], k_R[wide])
+        return cut_R.masked_fill(k_R >= size, -math.inf), None
 
     def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:
         mu_R = rows.state("mu")
-        error_R = -own_logp_R / math.log(2) - _exact(rows, "tau")
+        surprise_R = -own_logp_R / math.log(2)
         return {
-            "mu": mu_R - _exact(rows, "eta") * error_R,
+            "mu": steer(mu_R, surprise_R, *(exact(rows.given(name), mu_R) for name in ("tau", "eta"))),
             "collapsed": rows.state("collapsed") + (mu_R <= 0),
             "saturated": rows.state("saturated") + (mu_R >= RUNAWAY_BITS),
         }
 
     def report(self, options: Mapping[str, Any], state: Mapping[str, float], count: int) -> dict[str, Any]:
-        drift = (2 * options["tau"] - state["mu"]) / (options["eta"] * count)
         shares = {name: state[name] / count for name in ("collapsed", "saturated")}
-        return {"mean_surprise_bits": options["tau"] + drift, "mu_bits": state["mu"], **shares}
-
-
-def _exact(rows: SamplerRows, name: str) -> Tensor:
-    """float64 [R]: the option unrounded, or the identity would only hold to float32."""
-    return torch.tensor(rows.given(name), dtype=torch.float64)
+        mean = mean_surprise(options["tau"], options["eta"], state["mu"], count)
+        return {"mean_surprise_bits": mean, "mu_bits": state["mu"], **shares}
 
 
 def rank(best_RK: Tensor, mu_R: Tensor, size: int) -> Tensor:

@@ -16,16 +16,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Columns, Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below
-
-RUNAWAY_BITS = 28.0
-"""2^18 tokens, more than any vocabulary, times 2^-28 is below 0.001."""
+from raydecode.numerics import RUNAWAY_BITS, exact, mean_surprise, steer, within
 
 ROUNDING_BITS = 1e-4
 """The cut is made in float32; a token this close to mu may have passed it."""
@@ -40,7 +36,7 @@ class Mirostat2:
         eta: float = Field(default=1.0, gt=0, le=2, description="learning rate; small ones need long texts")
 
     needs = Needs(own_logp=True)
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {
         "mu": lambda options: 2 * options["tau"],
         "collapsed": lambda _: 0,
@@ -48,24 +44,21 @@ class Mirostat2:
     }
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        surprise_R = (rows.state("mu") * math.log(2)).to(x_RC.dtype)  # nats
-        cut_R = (x_RC.logsumexp(1) - surprise_R).minimum(x_RC.amax(1))
-        return drop_below(x_RC, x_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        cut_R = rows.normaliser(x_RC) - rows.state("mu") * math.log(2)
+        return cut_R.to(x_RC.dtype).minimum(x_RC.amax(1)), None
 
     def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:
         mu_R, surprise_R = rows.state("mu"), -own_logp_R / math.log(2)
         return {
-            "mu": mu_R - _exact(rows, "eta") * (surprise_R - _exact(rows, "tau")),
+            "mu": steer(mu_R, surprise_R, *(exact(rows.given(name), mu_R) for name in ("tau", "eta"))),
             "collapsed": rows.state("collapsed") + (surprise_R > mu_R + ROUNDING_BITS),
             "saturated": rows.state("saturated") + (mu_R >= RUNAWAY_BITS),
         }
 
     def report(self, options: Mapping[str, Any], state: Mapping[str, float], count: int) -> dict[str, Any]:
-        drift = (2 * options["tau"] - state["mu"]) / (options["eta"] * count)
         shares = {name: state[name] / count for name in ("collapsed", "saturated")}
-        return {"mean_surprise_bits": options["tau"] + drift, "mu_bits": state["mu"], **shares}
-
-
-def _exact(rows: SamplerRows, name: str) -> Tensor:
-    """float64 [R]: the option unrounded, or the identity would only hold to float32."""
-    return torch.tensor(rows.given(name), dtype=torch.float64)
+        mean = mean_surprise(options["tau"], options["eta"], state["mu"], count)
+        return {"mean_surprise_bits": mean, "mu_bits": state["mu"], **shares}

@@ -27,7 +27,7 @@ class Temperature:
         value: float = Field(default=1.0, ge=0, le=100, description="temperature; 0 is greedy")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"value": 1.0}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import drop_below
+from raydecode.numerics import kth_largest, within
 
 
 @registry.register("samplers", paper="arXiv:1805.04833", vllm=registry.Vllm(stage=40, params={"k": "top_k"}))
@@ -21,12 +21,12 @@ class TopK:
         k: int = Field(ge=1, description="how many tokens stay; more than the vocabulary keeps all")
 
     needs = Needs()
-    keeps_best = True
+    keeps_best = any_width = True
     columns: StateColumns = {}
     identity = {"k": 1 << 20}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        k_R = rows.option("k").long().clamp(max=x_RC.shape[1])
-        best_RK = x_RC.topk(int(k_R.max()), dim=1).values
-        cut_R = best_RK.gather(1, k_R[:, None] - 1)[:, 0]
-        return drop_below(x_RC, x_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        return kth_largest(x_RC, rows.option("k").long().clamp(max=x_RC.shape[1])), None

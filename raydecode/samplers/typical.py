@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
-from raydecode.numerics import cut_at_mass, drop_below, entropy
+from raydecode.numerics import band_at_mass, normaliser_and_entropy, within
 
 
 @registry.register("samplers", paper="arXiv:2202.00666")
@@ -24,12 +24,14 @@ class Typical:
         p: float = Field(gt=0, le=1, description="kept mass; 1 keeps all")
 
     needs = Needs()
+    any_width = True
     columns: StateColumns = {}
     identity = {"p": 1.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
-        lse_R1 = x_RC.logsumexp(1, keepdim=True)
-        expected_R1 = lse_R1 - entropy(x_RC, lse_R1)[:, None].to(x_RC.dtype)  # the logit with surprise H
-        near_RC = (x_RC - expected_R1).abs_().neg_()
-        cut_R = cut_at_mass(near_RC, x_RC, lse_R1, rows.option("p").double())
-        return drop_below(x_RC, near_RC, cut_R)
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, Tensor]:
+        lse_R, entropy_R = normaliser_and_entropy(x_RC)
+        expected_R = (lse_R - entropy_R).to(x_RC.dtype)  # the logit with surprise H
+        return band_at_mass(x_RC, lse_R, rows.option("p").double(), expected_R)

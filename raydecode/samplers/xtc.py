@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raydecode import registry
 from raydecode.contracts import Needs, SamplerRows, StateColumns
+from raydecode.numerics import largest, normaliser, within
 from raydecode.randomness import coin
 
 
@@ -29,21 +30,25 @@ class Xtc:
         probability: float = Field(default=0.5, ge=0, le=1, description="how often, per token")
 
     needs = Needs()
+    any_width = True
     columns: StateColumns = {}
     identity = {"probability": 0.0}
 
     def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        return within(x_RC, *self.band(x_RC, rows))
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, Tensor]:
+        low_R, high_R = (x_RC.new_full((len(x_RC),), edge) for edge in (-math.inf, math.inf))
         tossed = [coin(key, t) for key, t in zip(rows.keys_R, rows.t_R, strict=True)]
         wanted = zip(tossed, rows.option("probability").tolist(), strict=True)
         hits = [r for r, (toss, often) in enumerate(wanted) if toss < often]
-        hit = torch.tensor(hits, dtype=torch.int64, device=x_RC.device)
-        if not hit.numel():
-            return x_RC.clone()
-        whole = hit.numel() == x_RC.shape[0]
-        x_GC, threshold_G1 = (x_RC if whole else x_RC[hit]), rows.option("threshold")[hit, None]
-        most = min(int(1 / float(threshold_G1.min())) + 1, x_RC.shape[1])  # more cannot reach the threshold
-        best_GK = x_GC.topk(most, dim=1).values
-        count_G1 = (best_GK - x_GC.logsumexp(1, keepdim=True) >= threshold_G1.log()).sum(1, keepdim=True)
-        least_G1 = best_GK.gather(1, (count_G1 - 1).clamp(min=0))
-        shaped_GC = x_GC.masked_fill((x_GC > least_G1) & (count_G1 > 1), -math.inf)
-        return shaped_GC if whole else x_RC.index_copy(0, hit, shaped_GC)
+        if hits:
+            hit = torch.tensor(hits, dtype=torch.int64, device=x_RC.device)
+            x_GC = x_RC if len(hits) == len(x_RC) else x_RC[hit]
+            threshold_G1 = rows.option("threshold")[hit, None]
+            best_GK = largest(x_GC, int(1 / float(threshold_G1.min())) + 1)  # more cannot reach the threshold
+            likely_GK = best_GK.double() - normaliser(x_GC, fine=False)[:, None] >= threshold_G1.double().log()
+            count_G1 = likely_GK.sum(1, keepdim=True)
+            least_G1 = best_GK.gather(1, (count_G1 - 1).clamp(min=0))
+            high_R[hit] = least_G1.where(count_G1 > 1, math.inf)[:, 0]
+        return low_R, high_R

@@ -9,7 +9,7 @@ import pytest
 
 from raydecode.conformance import Violation, engines, workload
 from raydecode.conformance.drive import drive
-from raydecode.engine import walk
+from raydecode.engine import candidates
 from raydecode.engine.toy import EOS, ToyEngine
 from raydecode.events import TextEvent
 from raydecode.request import Card, DecodingSpec, Ids, Request
@@ -184,7 +184,7 @@ def test_engine_with_a_bug_is_caught(engine, law):
 
 def test_sampling_by_slot_is_caught(monkeypatch):
     """Keys by position in the batch, as many engines draw."""
-    honest = walk.draw
-    monkeypatch.setattr(walk, "draw", lambda x_RV, keys, t: honest(x_RV, list(range(len(keys))), t))
+    honest = candidates.draw
+    monkeypatch.setattr(candidates, "draw", lambda x_RV, keys, t: honest(x_RV, list(range(len(keys))), t))
     with pytest.raises(Violation, match="text_ignores_the_batch"):
         engines.text_ignores_the_batch(functools.partial(ToyEngine), workload.requests()[:4], [{"slots": 4}])

@@ -14,7 +14,7 @@ from raydecode.conformance import Violation
 from raydecode.conformance import randomness as laws
 from raydecode.conformance.drive import drive
 from raydecode.conformance.engines import text_ignores_the_batch
-from raydecode.engine import walk
+from raydecode.engine import candidates
 from raydecode.engine.toy import ToyEngine
 from raydecode.request import DecodingSpec, Ids, Request
 
@@ -109,7 +109,7 @@ def test_an_engine_on_generator_noise_is_caught(monkeypatch):
     requests = [Request(f"r{i}", f"r{i}", Ids((0, 1)), DecodingSpec(max_tokens=8)) for i in range(4)]
     make = functools.partial(ToyEngine)
     text_ignores_the_batch(make, requests, [{}])
-    monkeypatch.setattr(walk, "draw", draw)
+    monkeypatch.setattr(candidates, "draw", draw)
     with pytest.raises(Violation, match="text_ignores_the_batch"):
         text_ignores_the_batch(make, requests, [{}])
     assert drive(make(), requests).outcomes, "the twin runs; it is only wrong"

@@ -26,6 +26,8 @@ BREAKS = {
     "undescribed": samplers.declared,
     "snooping": samplers.declares_what_it_reads,
     "forgetful": samplers.state_is_a_fold_of_the_row,
+    "misbanded": samplers.band_is_its_shape,
+    "width_minded": samplers.candidates_are_enough,
 }
 
 

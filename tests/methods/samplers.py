@@ -123,6 +123,26 @@ class Snooping(Stateless):
         return x_RC + float(len(rows.history_R) * 0)
 
 
+class Misbanded(Stateless):
+    """Twin: its band leaves out the token at its lower edge."""
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        return x_RC.masked_fill(x_RC < x_RC.amax(1, keepdim=True) - 1.0, -math.inf)
+
+    def band(self, x_RC: Tensor, rows: SamplerRows) -> tuple[Tensor, None]:
+        return x_RC.amax(1) - 0.9, None
+
+
+class WidthMinded(Stateless):
+    """Twin: says that it looks at logits alone, and compares with one over the number of columns."""
+
+    any_width = True
+
+    def shape(self, x_RC: Tensor, rows: SamplerRows) -> Tensor:
+        best_R1, share_R1 = x_RC.amax(1, keepdim=True), x_RC.logsumexp(1, keepdim=True) - math.log(x_RC.shape[1])
+        return x_RC.masked_fill(x_RC < share_R1.minimum(best_R1), -math.inf)
+
+
 class Explosive(Stateless):
     """Raises, or answers NaN, for rows that ask for it; harmless for the others."""
 
@@ -145,5 +165,5 @@ def _options(rows: SamplerRows) -> list[dict]:
 HONEST = (MirostatLike,)
 TWINS = (
     BatchMean, Reinflating, InPlace, Reordering, Emptying, Restless, Doubling, NotQuiteIdentity, Undescribed,
-    Forgetful, Snooping, Explosive,
+    Forgetful, Snooping, Misbanded, WidthMinded, Explosive,
 )  # fmt: skip

@@ -29,7 +29,6 @@ from raydecode.engine import chain
 from raydecode.engine.rows import Row
 from raydecode.engine.walk import refuse_empty
 from raydecode.errors import RowError
-from raydecode.randomness import draw
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 
 State = tuple[dict[str, float], ...]
@@ -113,9 +112,9 @@ class OwnRows:
             return token_of
         raw_RV = x_RV if len(live) == len(kept) else x_RV[live]
         rows = [kept[r].row for r in live]
-        shaped_RV, observations = chain.shape(raw_RV, rows, self._sampler)
-        refuse_empty(shaped_RV, raw_RV, rows)
-        token_R = draw(shaped_RV, [row.key for row in rows], [row.t for row in rows]).cpu()
+        left, observations = chain.shape(raw_RV, rows, self._sampler)
+        refuse_empty(left, raw_RV, rows)
+        token_R = left.draw([row.key for row in rows], [row.t for row in rows]).cpu()
         chain.observe(observations, rows, token_R)
         stateful = {r for seen in observations for r in seen.index}
         for i, (r, row) in enumerate(zip(live, rows, strict=True)):
