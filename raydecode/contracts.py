@@ -38,14 +38,15 @@ class Needs:
     """What a method wants computed. United by `|`; nothing is computed that no row asked for.
 
     top_k:    candidates of the raw model per node;  top_k_nodes: on the accepted path or on all verified nodes
-    hidden:   named sites of the model (`Lane.sites`): TokenEvent.hidden, SamplerRows.hidden, StepRecord.hidden
+    hidden:   named sites of the model (`Lane.sites`): TokenEvent.hidden, SamplerRows.hidden, StepRecord.hidden; or
+              attention weights of a layer, "attention.0" and on, where the engine's lane can read them
     hidden_nodes: (drafters) the tail (node that produced the pending token), accepted, or all
     logp:     the token's log-probability under the raw model
     entropy:  of the raw model, nats
     own_logp: (samplers) the token's log-probability at this stage's own input; NaN for who does not ask
     history:  (samplers) ids of prompt and output so far, the drafted path included; refused to who does not ask
     lanes:    names of further models
-    grad:     gradients through the model
+    grad:     (samplers) gradients through the model: SamplerRows.slope; refused to who does not ask
 
     `needs` of a class are what it needs under all options. What depends on options or on the model a class says by
 
@@ -136,6 +137,15 @@ class Host(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """f(logits), the logits, and the gradient of f with respect to a hidden state [D]."""
+
+    value: float
+    logits_V: Tensor
+    gradient_D: Tensor
+
+
 class SamplerRows(Protocol):
     """The rows that one stage of the chain shapes at once."""
 
@@ -186,6 +196,14 @@ class SamplerRows(Protocol):
         """float32 [len(index), V]: the output layer on `site` of some of these rows, computed now, for them alone.
 
         norm: behind the model's final norm.
+        """
+        ...
+
+    def slope(self, r: int, site: str, loss: Callable[[Tensor], Tensor], shift_D: Tensor | None = None) -> Slope:
+        """loss(raw logits [V]), a number, at row r's node, and its gradient with respect to the node's state at `site`.
+
+        shift_D: added to that state first; the logits are then those of the shifted state. The row's path is run again
+        for every call. Only with `needs.grad`.
         """
         ...
 

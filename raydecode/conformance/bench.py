@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raydecode.conformance.options import option_sets
+from raydecode.contracts import Slope
 from raydecode.numerics import normaliser
 from raydecode.randomness import derive
 from raydecode.registry import Method
@@ -52,6 +53,16 @@ class BenchRows:
     def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
         salt = 2 * self.sites.index(site) + norm
         return torch.stack([_noise(self.keys_R[r], salt, self.size) for r in index])
+
+    def slope(self, r: int, site: str, loss: Callable[[Tensor], Tensor], shift_D: Tensor | None = None) -> Slope:
+        """Of a linear output layer on the row's hidden state."""
+        with torch.enable_grad():
+            weight_VD = _noise(self.sites.index(site), 7, self.size * WIDTH).view(self.size, WIDTH)
+            x_D = self.hidden(site)[r] + (0.0 if shift_D is None else shift_D)
+            logits_V = weight_VD @ x_D.requires_grad_()
+            value = loss(logits_V)
+            (gradient_D,) = torch.autograd.grad(value, x_D)
+        return Slope(float(value.detach()), logits_V.detach(), gradient_D)
 
     def option(self, name: str) -> Tensor:
         return torch.tensor([options[name] for options in self.options], dtype=torch.float32)

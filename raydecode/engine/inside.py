@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from raydecode import registry
-from raydecode.contracts import Intervention, Needs, Nodes
+from raydecode.contracts import Intervention, Needs, Nodes, Slope
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import Refused, RowError, UserError, nearest
 from raydecode.request import FIELDS, Card, DecodingSpec, RowId
 
 NOTHING = Needs()
+
+SlopeOf = Callable[[Row, str, Callable[[Tensor], Tensor], Tensor | None], Slope]
+"""A row's path as it is now, run again differentiably; see `SamplerRows.slope`."""
 
 
 def needs_of(method: Any, card: Card, sites: Sequence[str]) -> Needs:
@@ -40,25 +43,34 @@ def asked(spec: DecodingSpec, sites: Sequence[str]) -> Needs:
     return needs
 
 
-def refuse_sites(engine: str, spec: DecodingSpec, sites: Sequence[str]) -> Refused | None:
-    """A card that names a site which this model does not have. Options that are not valid are somebody else's word."""
+def refuse_sites(
+    engine: str, spec: DecodingSpec, sites: Sequence[str], readable: Sequence[str] = (), differentiable: bool = False
+) -> Refused | None:
+    """A card that names a site which this model does not have, one that only can be read and is not to be, or one that
+    wants gradients where there are none. Options that are not valid are somebody else's word."""
     for room, cards in spec.cards().items():
         for card in cards:
             field = f"decoding.{FIELDS[room]}"
             try:
                 method = registry.get(room, card.name)
                 card = method.parse(card, field)
-                wanted = [*needs_of(method.factory, card, sites).hidden]
+                wanted = [(site, (*sites, *readable)) for site in needs_of(method.factory, card, sites).hidden]
                 if room == "interventions":
-                    wanted.append(method.factory().site(card.options))
+                    wanted.append((method.factory().site(card.options), (*sites,)))
             except UserError:
                 continue
-            wrong = next((site for site in wanted if site not in sites), None)
+            if method.needs.grad and not (differentiable and room == "samplers"):
+                can = "samplers on engine torch with weights: full and a decoder-only model"
+                return Refused(
+                    f"{room}/{card.name} needs gradients, which the {engine} engine does not give it", field=field,
+                    value=card.name, hint=f"who has them: {can}",
+                )  # fmt: skip
+            wrong, known = next((pair for pair in wanted if pair[0] not in pair[1]), (None, ()))
             if wrong is not None:
-                known = ", ".join(sites) or "none"
                 return Refused(
                     f"{room}/{card.name} asks for site '{wrong}': the {engine} engine's model has no such site",
-                    field=field, value=wrong, nearest=nearest(wrong, sites), hint=f"sites: {known}",
+                    field=field, value=wrong, nearest=nearest(wrong, known),
+                    hint=f"sites: {', '.join(known) or 'none'}",
                 )  # fmt: skip
     return None
 
@@ -79,15 +91,17 @@ class Look:
     outputs: Outputs
     sites: Sequence[str]
     node_R: Sequence[int]
+    slope: SlopeOf | None = None
 
     def pick(self, index: Sequence[int]) -> Look:
-        return Look(self.outputs, self.sites, [self.node_R[i] for i in index])
+        return Look(self.outputs, self.sites, [self.node_R[i] for i in index], self.slope)
 
-    def hidden(self, site: str) -> Tensor:
+    def hidden(self, site: str) -> Any:
         if site not in self.outputs.hidden:
             seen = ", ".join(self.outputs.hidden) or "none"
             raise RowError("sampler", "NotDeclared", f"site '{site}' is not in `needs.hidden`; computed: {seen}")
-        return self.outputs.hidden[site][list(self.node_R)]
+        found = self.outputs.hidden[site]
+        return found[list(self.node_R)] if isinstance(found, Tensor) else [found[node] for node in self.node_R]
 
     def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
         assert self.outputs.head is not None, "a lane with sites has a head"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raydecode.contracts import Needs
+from raydecode.contracts import Needs, Slope
 from raydecode.request import Prompt
 from raydecode.tree import TokenTree
 
@@ -45,13 +45,14 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D], the sites that were asked for.
+    """logits_MV: float32, M = tree nodes of all chunks in order. hidden: site -> [M, D], the sites that were asked for;
+    for what is `readable` a sequence of M tensors.
 
     head: [N, D] of any site -> float32 [N, V], the output layer, alone or behind the final norm; row by row
     """
 
     logits_MV: Tensor
-    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Mapping[str, Any] = field(default_factory=dict)
     head: Callable[[Tensor, bool], Tensor] | None = None
 
 
@@ -62,6 +63,10 @@ class Lane(Protocol):
     sites: where hooks act and hidden states are read, from the inside out:
            "input" (what the token table gives), "embedding" (the first layer's input), "layer.0" .. (each layer's
            output), "final" (the output layer's input)
+    A lane may also say
+    readable: further names that `needs.hidden` may hold: "attention.0" .., the weights of a layer's heads, [H, S] over
+           the S tokens of a node's path; a node's are made when they are looked at, and before the lane's next call
+    differentiable: whether there is `slope`
     Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 
@@ -110,6 +115,17 @@ class Lane(Protocol):
 
     def check(self, held: Sequence[int]) -> None:
         """Assert, for tests, that the slots not `held` have no pages and that no page leaked."""
+        ...
+
+
+class SlopeLane(Lane, Protocol):
+    """A lane that is `differentiable`."""
+
+    def slope(
+        self, ids: Sequence[int], site: str, loss: Callable[[Tensor], Tensor], hooks: Sequence[Hook],
+        shift_D: Tensor | None,
+    ) -> Slope:  # fmt: skip
+        """See `contracts.SamplerRows.slope`. hooks: over the path's nodes. Reads and writes no slot."""
         ...
 
 

@@ -6,11 +6,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from raydecode import registry
 from raydecode.constraint import Pending
-from raydecode.contracts import Needs
+from raydecode.contracts import Needs, Slope
 from raydecode.engine.admission import fit_prompt, fit_source
 from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
@@ -18,7 +18,7 @@ from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.inside import asked, hooks, needs_of, refuse_sites, united
-from raydecode.engine.lane import Chunk, Lane, Outputs
+from raydecode.engine.lane import Chunk, Lane, Outputs, SlopeLane
 from raydecode.engine.rows import Row
 from raydecode.engine.schedule import Schedule
 from raydecode.engine.walk import Methods, Visit, walk
@@ -54,7 +54,8 @@ class Loop:
         self._live: dict[tuple[str, str], Any] = dict(given or {})
         self._monitor = partial(self.method, "monitors")
         self._intervention = partial(self.method, "interventions")
-        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites)
+        slope = self._slope if getattr(lane, "differentiable", False) else None
+        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope)
         self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, lane.sites, clock=clock)
         self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
@@ -67,7 +68,13 @@ class Loop:
                 "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
                 hint="drafter: none",
             )  # fmt: skip
-        return refuse(self.name, spec) or refuse_sites(self.name, spec, self.lane.sites)
+        return refuse(self.name, spec) or refuse_sites(
+            self.name,
+            spec,
+            self.lane.sites,
+            getattr(self.lane, "readable", ()),
+            getattr(self.lane, "differentiable", False),
+        )
 
     def submit(self, request: Request) -> None:
         try:
@@ -228,6 +235,12 @@ class Loop:
                 self._show(row, events)
         self._rows.publish()
         self._rows.fork()
+
+    def _slope(self, row: Row, site: str, loss: Callable[[Any], Any], shift_D: Any) -> Slope:
+        """The path that the row's context now is, run again under its own interventions."""
+        chunk = Chunk(row.slot, 0, tuple(row.context[:-1]), TokenTree.root(row.pending))
+        acting = hooks([chunk], {row.slot: row}, self._intervention)
+        return cast(SlopeLane, self.lane).slope(row.context, site, loss, acting, shift_D)
 
     def _blame(self, visits: list[Visit]) -> None:
         """Say where in the model a row's NaN arose."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from raydecode.contracts import Needs
+from raydecode.contracts import Needs, Slope
 from raydecode.errors import RowError
 from raydecode.events import Fault, FinishReason, RowStats
 from raydecode.numerics import normaliser
@@ -182,11 +182,20 @@ class StageRows:
     def sites(self) -> Sequence[str]:
         return self._inside.sites
 
-    def hidden(self, site: str) -> Tensor:
+    def hidden(self, site: str) -> Any:
         return self._inside.hidden(site)
 
     def early_logits(self, site: str, index: Sequence[int], norm: bool) -> Tensor:
         return self._inside.early_logits(site, index, norm)
+
+    def slope(self, r: int, site: str, loss: Callable[[Tensor], Tensor], shift_D: Tensor | None = None) -> Slope:
+        name = self._cards[0].name
+        if self._needs is not None and not self._needs.grad:
+            raise RowError("sampler", "NotDeclared", f"{name} takes gradients: it must say needs = Needs(grad=True)")
+        slope = self._inside.slope
+        if slope is None or site not in self.sites:
+            raise RowError("sampler", "NoInside", f"{name}: no gradients at site '{site}' here")
+        return slope(self._rows[r], site, loss, shift_D)
 
     @property
     def _inside(self) -> Look:

@@ -24,7 +24,7 @@ from raydecode.engine import chain
 from raydecode.engine.candidates import Candidates
 from raydecode.engine.ending import first_stop
 from raydecode.engine.host import ServiceHost
-from raydecode.engine.inside import Look
+from raydecode.engine.inside import Look, SlopeOf
 from raydecode.engine.lane import Outputs
 from raydecode.engine.rows import Row
 from raydecode.errors import RowError
@@ -52,6 +52,7 @@ class Methods:
     samplers: chain.SamplerOf
     monitors: Callable[[str], Monitor]
     sites: Sequence[str] = ()
+    slope: SlopeOf | None = None
 
 
 def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: ServiceHost, events: list[Event]) -> None:
@@ -66,7 +67,8 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         every = node_R == list(range(len(outputs.logits_MV)))  # plain decoding: no copy of 6 MB at 32 rows
         raw_RV = outputs.logits_MV if every else outputs.logits_MV[node_R]
         x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
-        left, observations = chain.shape(x_RV, rows, methods.samplers, Look(outputs, methods.sites, node_R))
+        look = Look(outputs, methods.sites, node_R, methods.slope)
+        left, observations = chain.shape(x_RV, rows, methods.samplers, look)
         refuse_empty(left, raw_RV, rows)
         token_R = left.draw([row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
         for r, row in enumerate(rows):

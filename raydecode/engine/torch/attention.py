@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextvars import ContextVar
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ from raydecode.engine.torch.family import refusal
 from raydecode.engine.torch.layout import TILE, Layout, Span
 from raydecode.engine.torch.paths import Paths
 
+if TYPE_CHECKING:
+    from raydecode.engine.torch.slope import PlainAttention
+    from raydecode.engine.torch.weights import Watch
+
 NAME = "raydecode"
 
 HARMLESS = frozenset({
@@ -34,8 +38,11 @@ HARMLESS = frozenset({
 })  # fmt: skip
 """What families pass along and ours need not know; anything else might change the result."""
 
-current: ContextVar[Layout | Paths] = ContextVar("layout")
+current: ContextVar[Layout | Paths | PlainAttention] = ContextVar("layout")
 """The layout of the forward in progress; the attention function has no other way to get it."""
+
+watching: ContextVar[Watch | None] = ContextVar("watch", default=None)
+"""Who reads attention weights of the forward in progress."""
 
 
 def attend(
@@ -58,9 +65,13 @@ def attend(
     if strange:
         raise refusal(type(module).__name__, f"gives attention a '{strange[0]}', which is not known here")
     layout, index = current.get(), cast(int, module.layer_idx)
+    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    if not isinstance(layout, Layout | Paths):
+        return layout.attend(query, key, value, scale, softcap, sliding_window), None
     query_MHD, key_MKD, value_MKD = (x[0].transpose(0, 1) for x in (query, key, value))
     layout.cache.write(index, layout.page_M, layout.offset_M, key_MKD[: layout.size], value_MKD[: layout.size])
-    scale = scaling if scaling is not None else 1 / math.sqrt(query.shape[-1])
+    if watch := watching.get():
+        watch.see(index, query_MHD, scale, softcap, sliding_window)
     if isinstance(layout, Paths):
         return layout.attend(index, query_MHD, scale, softcap, sliding_window)[None], None
     few_NHD = _few(layout, index, query_MHD, scale, softcap, sliding_window) if layout.longest else None

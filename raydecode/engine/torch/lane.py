@@ -7,14 +7,14 @@ With `compiled` all this is done by kernels of our own (`native`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from raydecode import models
-from raydecode.contracts import Needs
+from raydecode.contracts import Needs, Slope
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.torch import attention
 from raydecode.engine.torch.cache import PAGE, Cache
@@ -24,6 +24,8 @@ from raydecode.engine.torch.layout import Layout, Run
 from raydecode.engine.torch.linear import Weights, pack, padding
 from raydecode.engine.torch.paths import Paths
 from raydecode.engine.torch.sites import Sites
+from raydecode.engine.torch.slope import slope
+from raydecode.engine.torch.weights import PREFIX, Watch
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
 
@@ -55,6 +57,7 @@ class TorchLane:
         AttentionInterface.register(attention.NAME, attention.attend)
         self.vocabulary = models.Vocabulary.of(folder, trust_remote_code=trust_remote_code)
         self.model = models.load_module(folder, dtype, device=device, trust_remote_code=trust_remote_code).eval()
+        self.model.requires_grad_(False)  # gradients are of hidden states (`slope`), never of weights
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
         self.dtype, self.compiled = self.model.dtype, compiled
@@ -62,6 +65,9 @@ class TorchLane:
         self.fused = fuse(self.model) if compiled else 0
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
+        layers = range(0 if compiled else len(self.sites) - 3)  # a layer in one call has no attention to look at
+        self.readable: Sequence[str] = tuple(f"{PREFIX}{i}" for i in layers)
+        self.differentiable = weights == "full" and not compiled and bool(self.sites)
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context, tokens, retain)
         self.eos = self.vocabulary.eos_ids
@@ -98,7 +104,8 @@ class TorchLane:
         layout = Paths(self.cache, runs) if self.compiled else Layout(self.cache, runs, device)
         pad = self._padding(len(ids))
         keep = wanted + [0] * (self._padding(len(wanted)) + (not wanted))
-        token = attention.current.set(layout)
+        watch = Watch([site for site in needs.hidden if site in self.readable], chunks, wanted, self.cache)
+        token, watched = attention.current.set(layout), attention.watching.set(watch if watch.weights else None)
         try:
             with self.inside.open(needs.hidden, hooks, wanted) as hidden:
                 out = self.model(
@@ -110,7 +117,16 @@ class TorchLane:
                 )
         finally:
             attention.current.reset(token)
-        return Outputs(out.logits[0, : len(wanted), : len(self.token_bytes)].float(), hidden, self.head)
+            attention.watching.reset(watched)
+        logits_MV = out.logits[0, : len(wanted), : len(self.token_bytes)].float()
+        return Outputs(logits_MV, {**hidden, **watch.weights}, self.head)
+
+    def slope(
+        self, ids: Sequence[int], site: str, loss: Callable[[Tensor], Tensor], hooks: Sequence[Hook] = (),
+        shift_D: Tensor | None = None,
+    ) -> Slope:  # fmt: skip
+        """One path run again, differentiably; see `engine.torch.slope`."""
+        return slope(self.inside, ids, len(self.token_bytes), site, loss, hooks, shift_D)
 
     @torch.inference_mode()
     def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:

@@ -15,7 +15,7 @@ With `weights: int8` the products are those of `int8`; with `compile: true` thos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,22 @@ class PackedLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return cast(Tensor, Product.apply(x, self.packed, self.bias))
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class Product(torch.autograd.Function):
+    """The packed product with a backward pass: x's gradient, by a weight that is unpacked for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.packed = packed
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] @ ctx.packed.to_dense(), None, None
 
 
 class Siblings:
