@@ -24,10 +24,9 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
-            missing = [name for name in ("lanes", "grad") if getattr(method.needs, name)]
-            if missing:
+            if method.needs.grad:
                 return Refused(
-                    f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
+                    f"{room}/{card.name} needs gradients, which the {engine} engine does not give yet",
                     field=field, value=card.name,
                 )  # fmt: skip
     try:

@@ -62,6 +62,7 @@ class TorchLane:
         self.fused = fuse(self.model) if compiled else 0
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
+        self.blocks: Sequence[str] = self.inside.blocks
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context, tokens, retain)
         self.eos = self.vocabulary.eos_ids
@@ -81,7 +82,9 @@ class TorchLane:
                 return self.vocabulary.render_chat([dict(m) for m in messages])
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
+    def forward(
+        self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = (), skip: frozenset[str] = frozenset()
+    ) -> Outputs:
         ids: list[int] = []
         runs: list[Run] = []
         wanted: list[int] = []
@@ -100,7 +103,7 @@ class TorchLane:
         keep = wanted + [0] * (self._padding(len(wanted)) + (not wanted))
         token = attention.current.set(layout)
         try:
-            with self.inside.open(needs.hidden, hooks, wanted) as hidden:
+            with self.inside.without(skip), self.inside.open(needs.hidden, hooks, wanted) as hidden:
                 out = self.model(
                     input_ids=torch.tensor([ids + [0] * pad], device=device),
                     position_ids=torch.nn.functional.pad(layout.position_M, (0, pad))[None],
