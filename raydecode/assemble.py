@@ -61,6 +61,15 @@ def choose(job: JobConfig) -> Choice:
     return Choice("vllm", _dtype(job, "vllm"), "vLLM hosts all that is asked")
 
 
+def notes(job: JobConfig) -> list[str]:
+    """Choices that were made for the user, each with its reason; what `drafter: auto` chose, the report says."""
+    from raydecode.engine.cards import chooses
+
+    if not chooses(job.spec.drafter) or choose(job).name != "vllm":
+        return []
+    return ["decoding.drafter: auto means none on vLLM, where nothing has measured whether a drafter pays"]
+
+
 def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     """Choose, find, check and load. Minutes for a large model. Raises UserError, Refused, ModelError."""
     choice = choose(job)

@@ -30,11 +30,39 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"{room}/{card.name} needs {', '.join(missing)}, which the {engine} engine does not give yet",
                     field=field, value=card.name,
                 )  # fmt: skip
+    for arm in named(spec.drafter):
+        refused = refuse(engine, DecodingSpec(drafter=arm))
+        if refused:
+            return refused
     try:
         registry.check_chain(spec.sampler, "decoding.sampler")
     except UserError as error:
         return Refused(error.message, field=error.field, value=error.value, hint=error.hint)
     return None
+
+
+def chooses(card: Card | None) -> bool:
+    """The card stands for a choice among drafters (`contracts.Drafter.among`)."""
+    known = registry.methods("drafters")
+    return card is not None and card.name in known and hasattr(known[card.name].factory, "among")
+
+
+def named(card: Card | None) -> tuple[Card, ...]:
+    """The drafters that a card which chooses names; none for others, and for one that leaves it to the engine."""
+    if card is None or not chooses(card):
+        return ()
+    return tuple(registry.get("drafters", card.name).factory.among(card.options))  # type: ignore[attr-defined]
+
+
+def candidates(engine: str, card: Card) -> tuple[Card, ...]:
+    """The drafters behind a card that chooses, options complete: those it names, else all that `engine` hosts, that
+    need no files of their own and that keep the text's law, each as wide as it can."""
+    cards = named(card)
+    if not cards:
+        some = [one for one in registry.cards("drafters") if one.effects.exact and not one.loads]
+        wide = (Card(one.name, getattr(one.factory, "widest", {})) for one in some)
+        cards = tuple(one for one in wide if not chooses(one) and not refuse(engine, DecodingSpec(drafter=one)))
+    return tuple(_filled("drafters", one) for one in cards)
 
 
 def complete(spec: DecodingSpec) -> DecodingSpec:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from raydecode.contracts import Needs
+from raydecode.engine.cost import CostCurve
 from raydecode.engine.lane import Chunk, Hook, Outputs
 from raydecode.engine.loop import Loop
 from raydecode.engine.pages import Pages
@@ -43,6 +44,8 @@ CARRY = 0.5
 
 SITES = ("input", "embedding", *(f"layer.{i}" for i in range(DEPTH)), "final")
 LEVEL = {"input": 0, "embedding": 0, **{f"layer.{i}": i + 1 for i in range(DEPTH)}, "final": DEPTH}
+STEP_S, TOKEN_COST = 1e-3, 0.02
+"""What a forward costs, tabulated as well (for `drafter: auto`): seconds, and the part that each further token adds."""
 ROOT = 0x70F
 """Key of the empty context."""
 
@@ -227,6 +230,7 @@ class ToyEngine(Loop):
         hang: str | None = None,
         **loop: Any,
     ) -> None:
+        loop.setdefault("curve", CostCurve((1, 2), (STEP_S, (1 + TOKEN_COST) * STEP_S), fixed=True))
         super().__init__(ToyLane(slots, context, tokens), **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
         self._hang, self._hanging = hang, set[str]()

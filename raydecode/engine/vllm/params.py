@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydecode import registry
+from raydecode.engine.cards import chooses
 from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
 
@@ -68,6 +69,7 @@ class Mapped:
 def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refused | None:
     """Why vLLM, started with `engine.options`, cannot host `spec`, naming the pair and what would work; else None."""
     for room, cards in spec.cards().items():
+        cards = tuple(card for card in cards if not (room == "drafters" and chooses(card)))  # chooses none here
         if room in INSTEAD and cards:
             field = FIELDS[room]
             return Refused(
