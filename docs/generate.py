@@ -1,4 +1,5 @@
-"""Write what the documentation takes from the code: the README's table of methods, the reference of job files.
+"""Write what the documentation takes from the code: the README's table of methods, the reference of job files, and
+which sampler goes with which drafter where.
 
 python docs/generate.py            write
 python docs/generate.py --check    exit 1 when a file is out of date
@@ -49,8 +50,44 @@ def columns() -> str:
     )
 
 
-PARTS = {"methods": methods_table, "sections": sections, "columns": columns}
-FILES = ("README.md", "docs/configuration.md")
+MARKS = {"torch": "t", "toy": "y", "vllm": "v"}
+
+
+def pairs() -> str:
+    """Samplers and monitors against drafters: who hosts both."""
+    from raydecode import registry
+
+    rooms = {room: _ours(registry.cards(room)) for room in ("samplers", "monitors", "drafters")}
+    lines = ["| | " + " | ".join(["none", *(one.name for one in rooms["drafters"])]) + " |"]
+    lines.append("|---" * (len(rooms["drafters"]) + 2) + "|")
+    for watched in (*rooms["samplers"], *rooms["monitors"]):
+        found = [hosts(watched, drafter) for drafter in (None, *rooms["drafters"])]
+        lines.append(
+            f"| `{watched.name}` | " + " | ".join("".join(map(MARKS.__getitem__, one)) or "-" for one in found) + " |"
+        )
+    return "\n".join(lines)
+
+
+def hosts(watched: Any, drafter: Any) -> list[str]:
+    """The engines that refuse neither the sampler or monitor, nor the drafter, nor the two together."""
+    from raydecode.conformance.options import option_sets
+    from raydecode.engine import cards, vllm
+    from raydecode.request import Card, DecodingSpec
+
+    card = Card(watched.name, option_sets(watched)[0])
+    chosen = Card(drafter.name, option_sets(drafter)[0]) if drafter else None
+    fields = {"sampler": (card,)} if watched.room == "samplers" else {"monitors": (card,)}
+    spec = DecodingSpec(drafter=chosen, **fields)
+    refused = {"torch": cards.refuse("torch", spec), "toy": cards.refuse("toy", spec), "vllm": vllm.refuse(spec)}
+    return [name for name in MARKS if not refused[name]]
+
+
+def _ours(methods: list[Any]) -> list[Any]:
+    return [one for one in methods if one.origin.startswith("raydecode.")]
+
+
+PARTS = {"methods": methods_table, "sections": sections, "columns": columns, "pairs": pairs}
+FILES = ("README.md", "docs/configuration.md", "docs/pairs.md")
 
 
 def filled(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydecode import registry
@@ -87,7 +88,32 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
         return VllmEngine(folder, **common)
     from raydecode.engine.torch import TorchEngine
 
-    return TorchEngine(folder, **common)
+    return TorchEngine(folder, **common, lanes=draft_models(job))
+
+
+def draft_models(job: JobConfig) -> dict[str, Path]:
+    """source -> folder of every further model that drafters of the job or its roster draft with, fetched if need be.
+
+    Raises UserError (`decoding.drafter.model`) for one that cannot be had.
+    """
+    from raydecode import models
+    from raydecode.engine.inside import needs_of
+
+    found: dict[str, Path] = {}
+    for card in job.roster.cards().get("drafters", ()):
+        method = registry.methods("drafters").get(card.name)
+        if method is None or not method.loads:
+            continue
+        for source in needs_of(method.factory, card, ()).lanes:
+            if source != "self":
+                try:
+                    found[source] = models.locate(source, trust_remote_code=job.model.trust_remote_code)
+                except models.ModelError as error:
+                    raise UserError(
+                        f"the draft model cannot be had: {error.message}", field="decoding.drafter.model", value=source,
+                        nearest=error.nearest, hint=error.hint,
+                    ) from error  # fmt: skip
+    return found
 
 
 def _refused(engine: str, job: JobConfig) -> Refused | None:

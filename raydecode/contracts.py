@@ -5,7 +5,8 @@ Requests go in, events come out, nobody calls upward: the engine is the only cal
 
 One step of an engine, the order inside the walk being the same in plain decoding, under drafts and in replay:
 
-    admit rows -> drafters propose token trees -> one ragged forward -> the walk, by depth, batched over rows:
+    admit rows -> drafters propose token trees (their own forwards merged, round by round) -> one ragged forward
+    -> the walk, by depth, batched over rows:
     constrain -> mask -> chain -> draw -> sampler.observe -> TokenEvent -> monitors.observe -> verdict -> stop or limit
     -> is the token a drafted child? -> the cache keeps the accepted path -> drafters observe
 
@@ -45,7 +46,7 @@ class Needs:
     entropy:  of the raw model, nats
     own_logp: (samplers) the token's log-probability at this stage's own input; NaN for who does not ask
     history:  (samplers) ids of prompt and output so far, the drafted path included; refused to who does not ask
-    lanes:    names of further models
+    lanes:    (drafters) lanes that its `Forward` wishes name: "self", or models that the engine loads beside its own
     grad:     (samplers) gradients through the model: SamplerRows.slope; refused to who does not ask
 
     `needs` of a class are what it needs under all options. What depends on options or on the model a class says by
@@ -53,7 +54,8 @@ class Needs:
         @staticmethod
         def needs_of(options: Options, sites: Sequence[str]) -> Needs       # sites: the lane's, from the inside out
 
-    but own_logp, history, lanes and grad, which say what kind of method it is, by `needs` alone.
+    but own_logp, history and grad, which say what kind of method it is, by `needs` alone. A drafter that loads models
+    is also asked with no sites, before anything is loaded.
     """
 
     top_k: int = 0
@@ -240,6 +242,7 @@ class RowView:
     """A running row as a drafter sees it. context ends with `pending`; hidden: site -> [D] of the node that chose it.
 
     `hidden` is empty before the row's first token. ends: ids that end a text; nothing may hang below them.
+    blocks: parts of the row's own model that a `Forward` may skip, from the inside out: "attention.0", "mlp.0", ...
     """
 
     id: RowId
@@ -251,35 +254,51 @@ class RowView:
     max_new: int
     hidden: Mapping[str, Any] = field(default_factory=dict)
     ends: frozenset[int] = frozenset()
+    blocks: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOut:
-    """What a drafter's forward gives back for one item."""
+    """What a drafter's forward gives back for one item, in the row's own token ids.
+
+    top_ids, top_logp: of the lane's raw model, likeliest first, nats
+    choice: what the row itself would choose here, were these its model's logits; empty where nothing can be chosen
+    window: the outputs that predict the last committed tokens, the pending one last; as many as asked for and there are
+    """
 
     top_ids: tuple[int, ...]
     top_logp: tuple[float, ...]
     hidden: Mapping[str, Any] = field(default_factory=dict)
     choice: tuple[int, ...] = ()
+    window: tuple[NodeOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """A drafter's wish for one round on one lane; the engine owns the lane's cache and merges wishes.
 
-    No engine answers wishes yet: a drafter that yields one makes no draft, which is counted as its failure.
+    The answer is one NodeOut per item, in order. A drafter that wishes what it may not (a lane it does not declare, a
+    block that is not there, another's row, more rounds than the engine allows) makes no draft in this step, which is
+    counted as its failure. Items of a row for which memory is short are answered by empty NodeOuts.
 
-    items:  (row, drafted path after the pending token)
-    layers: the lane's own layers to run, None = all
-    choose: how many ids the row's own chain, constraint and noise would pick on this lane's logits
-    window: > 0 asks for teacher-forced outputs over the last `window` committed tokens
+    lane:   "self", the row's own model and cache, or one of `Needs.lanes`
+    items:  (row, drafted path after the pending token). Paths of one row are fed as one tree; what was fed in an
+            earlier round of the step is not fed again if it leads to all of them
+    skip:   blocks of the lane "self" (`RowView.blocks`) to leave out: the residual stream passes them by. What is
+            computed so is written behind the committed tokens, and verification never reads it
+    choose: how many ids the row's own constraint, chain and noise would pick on this lane's logits: the one drawn, then
+            those that would be drawn without the ones before (drafter-invariant coupling)
+    hidden: sites of the lane "self" to give back
+    window: > 0 asks the lane "self" for its outputs before the last `window` committed tokens, teacher-forced, `skip`
+            applied: how often the reduced model would have said what was said
     """
 
     lane: str
     items: tuple[tuple[RowId, tuple[int, ...]], ...]
-    layers: frozenset[int] | None = None
+    skip: frozenset[str] = frozenset()
     top_k: int = 1
     choose: int = 0
+    hidden: tuple[str, ...] = ()
     window: int = 0
 
 

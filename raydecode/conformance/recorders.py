@@ -37,6 +37,8 @@ class SamplerRecorder:
 
     def observe(self, rows: SamplerRows, token_R: Tensor, own_logp_R: Tensor) -> Columns:
         columns = self.inner.observe(rows, token_R, own_logp_R)
+        if getattr(rows, "rehearsed", False):
+            return columns
         for r, (key, t) in enumerate(zip(rows.keys_R, rows.t_R, strict=True)):
             state = {name: float(column[r]) for name, column in columns.items()}
             self.traces.setdefault(key, []).append((t, int(token_R[r]), float(own_logp_R[r]), state))

@@ -24,11 +24,6 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
-            if method.needs.lanes:
-                return Refused(
-                    f"{room}/{card.name} needs lanes, which the {engine} engine does not give yet",
-                    field=field, value=card.name,
-                )  # fmt: skip
     try:
         registry.check_chain(spec.sampler, "decoding.sampler")
     except UserError as error:

@@ -15,8 +15,8 @@ from raydecode.constraint import Constraint, compose
 from raydecode.contracts import Drafter, Monitor, Needs, RowView, StepRecord
 from raydecode.engine.inside import needs_of
 from raydecode.engine.lane import Outputs
+from raydecode.engine.rounds import Proposal, Rounds
 from raydecode.engine.rows import Row
-from raydecode.errors import RowError
 from raydecode.request import Card
 from raydecode.tree import TokenTree
 
@@ -28,12 +28,12 @@ class Drafters:
         self,
         drafter: Callable[[str], Drafter],
         monitor: Callable[[str], Monitor],
-        sites: Sequence[str] = (),
+        rounds: Rounds,
         *,
         budget: int = 16,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._of, self._monitor, self._sites = drafter, monitor, sites
+        self._of, self._monitor, self._rounds, self._sites = drafter, monitor, rounds, rounds.lane.sites
         self._budget, self._clock = budget, clock
         self._shared: dict[str, Any] = {}
 
@@ -47,12 +47,7 @@ class Drafters:
                 trees[row.id] = TokenTree.chain((row.pending, *known))
             elif row.spec.drafter and row.limit - row.t > 1:
                 groups.setdefault(repr(row.spec.drafter), []).append(row)
-        for group in groups.values():
-            began = self._clock()
-            trees |= self._propose(group, eos)
-            share = (self._clock() - began) / len(group)
-            for row in group:
-                row.draft_s += share
+        trees |= self._propose(list(groups.values()), eos)
         return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
 
     def observe(
@@ -102,32 +97,53 @@ class Drafters:
             return ()
         return (constraint.forced or constraint.hint)[: max(row.limit - row.t - 1, 0)]
 
-    def _propose(self, rows: list[Row], eos: frozenset[int]) -> dict[Any, TokenTree]:
-        card = rows[0].spec.drafter
+    def _propose(self, groups: Sequence[list[Row]], eos: frozenset[int]) -> dict[Any, TokenTree]:
+        """The drafts of rows that share a card, group by group; their forwards are made together."""
+        opened = [(group, *self._open(group, eos)) for group in groups]
+        self._rounds.run([one for _, one, _, _ in opened if one])
+        trees: dict[Any, TokenTree] = {}
+        for group, one, budgets, seconds in opened:
+            if one:
+                seconds += one.seconds
+                try:
+                    if one.failed:
+                        raise one.failed
+                    assert one.trees is not None
+                    for row, tree, budget in zip(one.rows, one.trees, budgets, strict=True):
+                        trees[row.id] = tree.prune(budget + 1) if len(tree) > budget + 1 else tree
+                except Exception:  # whatever a drafter returned
+                    self._failed(one.rows, trees)
+            for row in group:
+                row.draft_s += seconds / len(group)
+        return trees
+
+    def _open(self, rows: list[Row], eos: frozenset[int]) -> tuple[Proposal | None, list[int], float]:
+        """A group's generator, not yet begun, with its budgets and what it took; None where no row may draft now."""
+        card, began = rows[0].spec.drafter, self._clock()
         assert card is not None
         try:
-            views = [self._view(row, card, eos) for row in rows]
+            drafter = self._of(card.name)
+            lanes = needs_of(drafter, card, self._sites).lanes
+            rows = self._rounds.ready(rows, lanes) if lanes else rows
             budgets = [min(self._budget, row.limit - row.t - 1) for row in rows]
-            proposal = self._of(card.name).propose(views, budgets, self._share(card.name), card.options)
-            try:
-                wish = next(proposal)
-            except StopIteration as done:
-                proposed = zip(rows, done.value, budgets, strict=True)
-                return {
-                    row.id: tree.prune(budget + 1) if len(tree) > budget + 1 else tree for row, tree, budget in proposed
-                }
-            raise RowError(
-                "drafter", "NoLane", f"{card.name} asks for a forward on lane '{wish.lane}', which is not here"
-            )
+            views = [self._view(row, card, eos) for row in rows]
+            drafting = drafter.propose(views, budgets, self._share(card.name), card.options)
+            return Proposal(rows, drafting, lanes) if rows else None, budgets, self._clock() - began
         except Exception:
-            for row in rows:
-                row.draft_failures += 1
-            return {}
+            self._failed(rows, {})
+            return None, [], self._clock() - began
+
+    def _failed(self, rows: Sequence[Row], trees: dict[Any, TokenTree]) -> None:
+        """No draft for these rows, counted."""
+        for row in rows:
+            row.draft_failures += 1
+            trees.pop(row.id, None)
 
     def _view(self, row: Row, card: Card, eos: frozenset[int]) -> RowView:
         def view() -> RowView:
             state, ends, left = row.drafter_state, eos.union(row.spec.stop_tokens), row.limit - row.t
-            return RowView(row.id, row.t, context, row.pending, row.prompt_len, state, left, row.tail, ends)
+            blocks = self._rounds.lane.blocks
+            return RowView(row.id, row.t, context, row.pending, row.prompt_len, state, left, row.tail, ends, blocks)
 
         context = tuple(row.context)
         if row.drafter_state is None:

@@ -43,6 +43,26 @@ def asked(spec: DecodingSpec, sites: Sequence[str]) -> Needs:
     return needs
 
 
+def refuse_lanes(engine: str, spec: DecodingSpec, lanes: Sequence[str], sites: Sequence[str]) -> Refused | None:
+    """A drafter whose model was not loaded with the engine. Options that are not valid are somebody else's word."""
+    if spec.drafter is None:
+        return None
+    try:
+        method = registry.get("drafters", spec.drafter.name)
+        card = method.parse(spec.drafter, "decoding.drafter")
+        wanted = needs_of(method.factory, card, sites).lanes
+    except UserError:
+        return None
+    missing = next((name for name in wanted if name not in lanes), None)
+    if missing is None:
+        return None
+    return Refused(
+        f"drafters/{card.name} drafts with '{missing}', which this {engine} engine has not loaded",
+        field="decoding.drafter", value=missing, nearest=nearest(missing, lanes),
+        hint="name the drafter with this model in the job, or in decoding.roster",
+    )  # fmt: skip
+
+
 def refuse_sites(
     engine: str, spec: DecodingSpec, sites: Sequence[str], readable: Sequence[str] = (), differentiable: bool = False
 ) -> Refused | None:

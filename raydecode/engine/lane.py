@@ -60,9 +60,12 @@ class Lane(Protocol):
     """Slots 0..slots-1, each with its own cache length, over pages of `page` tokens (`engine.pages` has the rules).
 
     There are pages for at least one row of `context` tokens, so that a row which fits the context fits alone.
+    Behind the slots of rows stands a mirror of each, `slots + slot`: an empty table during steps, where the loop forks
+    what a draft reads apart from the row itself; it is released before the call ends.
     sites: where hooks act and hidden states are read, from the inside out:
            "input" (what the token table gives), "embedding" (the first layer's input), "layer.0" .. (each layer's
            output), "final" (the output layer's input)
+    blocks: parts that a call may leave out, from the inside out: "attention.i", "mlp.i"
     A lane may also say
     readable: further names that `needs.hidden` may hold: "attention.0" .., the weights of a layer's heads, [H, S] over
            the S tokens of a node's path; a node's are made when they are looked at, and before the lane's next call
@@ -76,6 +79,7 @@ class Lane(Protocol):
     eos: frozenset[int]
     token_bytes: Sequence[bytes]
     sites: Sequence[str]
+    blocks: Sequence[str]
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; raises RowError."""
@@ -96,9 +100,11 @@ class Lane(Protocol):
         """The slot's first columns hold `ids` for good: others may share their whole pages."""
         ...
 
-    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
+    def forward(
+        self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = (), skip: frozenset[str] = frozenset()
+    ) -> Outputs:
         """One ragged call over reserved columns. A slot then holds start + len(chunk) tokens, until `keep` says which
-        stay."""
+        stay. skip: blocks whose output is taken as 0; the columns written then serve calls with the same skip alone."""
         ...
 
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:

@@ -17,8 +17,9 @@ from raydecode.engine.cards import complete, refuse
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
-from raydecode.engine.inside import asked, hooks, needs_of, refuse_sites, united
+from raydecode.engine.inside import asked, hooks, needs_of, refuse_lanes, refuse_sites, united
 from raydecode.engine.lane import Chunk, Lane, Outputs, SlopeLane
+from raydecode.engine.rounds import Rounds
 from raydecode.engine.rows import Row
 from raydecode.engine.schedule import Schedule
 from raydecode.engine.walk import Methods, Visit, walk
@@ -35,6 +36,7 @@ class Loop:
     stream:   also send TextEvent and StepEvent
     services: name -> function, for monitors that ask
     given:    (room, name) -> live object, for methods that load something; others are made here, once
+    lanes:    models to draft with, by the names that `Forward.lane` gives them; each with as many slots as `lane`
     """
 
     name = "loop"
@@ -47,6 +49,7 @@ class Loop:
         stream: bool = False,
         services: Mapping[str, Callable[[Any], Any]] | None = None,
         given: Mapping[tuple[str, str], Any] | None = None,
+        lanes: Mapping[str, Lane] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lane, self.stream, self.clock = lane, stream, clock
@@ -56,7 +59,8 @@ class Loop:
         self._intervention = partial(self.method, "interventions")
         slope = self._slope if getattr(lane, "differentiable", False) else None
         self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope)
-        self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, lane.sites, clock=clock)
+        self._rounds = Rounds(lane, lanes or {}, self._methods, self._intervention, self.host, chunk=chunk, clock=clock)
+        self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, self._rounds, clock=clock)
         self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
         self.steps = 0
@@ -68,13 +72,10 @@ class Loop:
                 "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
                 hint="drafter: none",
             )  # fmt: skip
-        return refuse(self.name, spec) or refuse_sites(
-            self.name,
-            spec,
-            self.lane.sites,
-            getattr(self.lane, "readable", ()),
-            getattr(self.lane, "differentiable", False),
-        )
+        sites = self.lane.sites
+        readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
+        refused = refuse(self.name, spec) or refuse_lanes(self.name, spec, self._rounds.names, sites)
+        return refused or refuse_sites(self.name, spec, sites, readable, differentiable)
 
     def submit(self, request: Request) -> None:
         try:
@@ -136,6 +137,7 @@ class Loop:
     def check_integrity(self) -> None:
         """Invariants of slots and pages, for tests."""
         self._rows.check()
+        self._rounds.check()
 
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
@@ -260,6 +262,7 @@ class Loop:
     def _retire(self, events: list[Event]) -> None:
         """Free the slots of rows that ended and say how they did."""
         for row in self._rows.retire():
+            self._rounds.release(row)
             if self.stream and row.reason != "cancelled":
                 self._show(row, events)
             events.append(self._outcome(row))

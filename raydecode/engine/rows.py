@@ -35,6 +35,7 @@ class Row:
     leader:   the sample whose prefill this row waits to fork
     known:    leading pages of the context that other rows may share
     history:  int64 buffer of `context`, kept from the first time a sampler reads it
+    rehearsed: a copy that tries out what the row would choose; nothing that happens to it counts
     """
 
     id: RowId
@@ -58,6 +59,7 @@ class Row:
     leader: Row | None = None
     replay: tuple[int, ...] = ()
     history: Tensor | None = None
+    rehearsed: bool = False
     text: bytes = b""
     shown: int = 0
     logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
@@ -161,6 +163,11 @@ class StageRows:
     @property
     def keys_R(self) -> list[int]:
         return [row.key for row in self._rows]
+
+    @property
+    def rehearsed(self) -> bool:
+        """These are copies of rows in a draft (`engine.rehearsal`): laws that write down states pass them by."""
+        return any(row.rehearsed for row in self._rows)
 
     @property
     def prompt_len_R(self) -> list[int]:

@@ -10,6 +10,10 @@ Inside it has the sites of a transformer of DEPTH layers, all tabulated too: "in
 "layer.i" from the context, the last of them the hidden numbers above and "final". An intervention's change of x runs on
 as in a residual stream: to all later layers of its position, and by CARRY to later positions, through the cache, so
 that a hook that was forgotten when a cache was rebuilt shows in the logits as well.
+
+Blocks can be skipped: each one replaces the same share of the final numbers by those of another table, so that the
+fewer are skipped the better the rest agrees with the whole. A column that was written with a block skipped is marked;
+a call of the whole model that reads one gets wrong logits, as on a real model.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import torch
 from torch import Tensor
 
 from raydecode.contracts import Needs
-from raydecode.engine.lane import Chunk, Hook, Outputs
+from raydecode.engine.lane import Chunk, Hook, Lane, Outputs
 from raydecode.engine.loop import Loop
 from raydecode.engine.pages import Pages
 from raydecode.events import OutcomeEvent
@@ -41,6 +45,7 @@ EOS_BIAS = 1.5
 CARRY = 0.5
 """How much of a position's change the next layer adds at the position behind it."""
 
+BLOCKS = tuple(f"{kind}.{i}" for i in range(DEPTH) for kind in ("attention", "mlp"))
 SITES = ("input", "embedding", *(f"layer.{i}" for i in range(DEPTH)), "final")
 LEVEL = {"input": 0, "embedding": 0, **{f"layer.{i}": i + 1 for i in range(DEPTH)}, "final": DEPTH}
 ROOT = 0x70F
@@ -65,29 +70,49 @@ def _logits(hidden_MD: Tensor) -> Tensor:
     return logits_MV
 
 
-def logits(context: Sequence[int]) -> Tensor:
+def logits(context: Sequence[int], skip: frozenset[str] = frozenset()) -> Tensor:
     """float32 [V]: the model's logits after `context`. The independent reference of every law."""
-    return _logits(torch.tensor([_hidden(derive(ROOT, *context))]))[0]
+    key = derive(ROOT, *context)
+    return _logits(_blurred(torch.tensor([_hidden(key)]), [key], *_lost(skip)))[0]
+
+
+def _lost(skip: frozenset[str]) -> tuple[int, float]:
+    """What skipping does: the key of the other table, and its share."""
+    return (derive(ROOT, *(BLOCKS.index(block) for block in sorted(skip))), len(skip) / len(BLOCKS)) if skip else (0, 0)
+
+
+def _blurred(final_MD: Tensor, key_M: Sequence[int], salt: int, share: float) -> Tensor:
+    """The final numbers with a share of them taken from another table."""
+    if not share:
+        return final_MD
+    return final_MD + share * (torch.tensor([_hidden(key ^ salt) for key in key_M]) - final_MD)
 
 
 class ToyLane:
     """The table behind a paged cache: one key per column, in pages of PAGE tokens as on any lane.
 
     tokens: how many fit, at least one row of `context`; retain: tokens kept after their rows
+    blur: share of another table in the logits: a model that agrees with the toy more or less, for drafts
     """
 
     page = PAGE
     eos: frozenset[int] = frozenset({EOS})
     token_bytes: Sequence[bytes] = TOKEN_BYTES
     sites: Sequence[str] = SITES
+    blocks: Sequence[str] = BLOCKS
 
-    def __init__(self, slots: int, context: int, tokens: int | None = None, retain: int = 1024) -> None:
-        self.slots, self.context = slots, context
+    def __init__(
+        self, slots: int, context: int, tokens: int | None = None, retain: int = 1024, blur: float = 0.0
+    ) -> None:
+        self.slots, self.context, self.blur = slots, context, blur
         whole = -(-context // PAGE)
-        self.pages = Pages(slots, slots * whole if tokens is None else max(tokens // PAGE, whole), PAGE, retain // PAGE)
-        self._length = [0] * slots
+        count = slots * whole if tokens is None else max(tokens // PAGE, whole)
+        self.pages = Pages(2 * slots, count, PAGE, retain // PAGE)
+        self._length = [0] * 2 * slots
         self._cell: dict[tuple[int, int], tuple[int, Tensor | None]] = {}
         """(page, offset) -> the key, and what interventions did there: [levels, WIDTH], or None."""
+        self._partial: set[tuple[int, int]] = set()
+        """Columns that were written with a block skipped."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Any text: `a b ( )` as themselves, other bytes by their value modulo 4."""
@@ -103,6 +128,8 @@ class ToyLane:
         copies = self.pages.reserve(slot, start, length)
         for source, target in copies or ():
             self._cell |= {(target, i): self._cell[source, i] for i in range(PAGE) if (source, i) in self._cell}
+            self._partial -= {(target, i) for i in range(PAGE)}
+            self._partial |= {(target, i) for i in range(PAGE) if (source, i) in self._partial}
         return copies is not None
 
     def adopt(self, slot: int, start: int, ids: Sequence[int], salt: str = "") -> int:
@@ -112,7 +139,9 @@ class ToyLane:
     def publish(self, slot: int, ids: Sequence[int]) -> None:
         self.pages.publish(slot, ids)
 
-    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
+    def forward(
+        self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = (), skip: frozenset[str] = frozenset()
+    ) -> Outputs:
         token_M: list[int] = []
         key_M: list[int] = []
         above_M: list[int | Tensor | None] = []  # a node of this call, what the cache holds of one, or nothing
@@ -126,11 +155,13 @@ class ToyLane:
             tree = chunk.tree or TokenTree((), (), ())
             parents = [*range(chunk.start - 1, base - 1), *(base + parent for parent in tree.parent)]
             for i, (token, parent) in enumerate(zip((*chunk.prefix, *tree.token), parents, strict=True)):
-                key, change = self._cell[self._at(chunk.slot, parent)] if parent >= 0 else (ROOT, None)
+                key, change = self._read(chunk.slot, parent, skip)
                 above_M.append(first + parent - chunk.start if parent >= chunk.start else change)
                 token_M.append(token)
                 key_M.append(derive(key, token))
-                self._cell[self._at(chunk.slot, chunk.start + i)] = key_M[-1], None
+                where = self._at(chunk.slot, chunk.start + i)
+                self._cell[where] = key_M[-1], None
+                (self._partial.add if skip else self._partial.discard)(where)
             wanted += range(first + len(chunk.prefix), len(token_M))
         seen: dict[str, Tensor] = {}
         if hooks or any(isinstance(above, Tensor) for above in above_M):
@@ -140,6 +171,7 @@ class ToyLane:
             for site in needs.hidden:
                 pairs = zip(token_M, key_M, strict=True)
                 seen[site] = torch.tensor([_table(LEVEL[site], token, key) for token, key in pairs])
+        final_MD = _blurred(_blurred(final_MD, key_M, *_lost(skip)), key_M, ROOT, self.blur)
         hidden = {site: x_MD[wanted] for site, x_MD in seen.items()}
         return Outputs(_logits(final_MD[wanted]), hidden, lambda x_ND, norm: _logits(x_ND))
 
@@ -186,6 +218,7 @@ class ToyLane:
     def keep(self, slot: int, length: int, path: Sequence[int]) -> None:
         for i, node in enumerate(path):
             self._cell[self._at(slot, length + i)] = self._cell[self._at(slot, length + node)]
+            assert self._at(slot, length + node) not in self._partial, "a kept node was computed by the whole model"
         self._length[slot] = length + len(path)
 
     def fork(self, source: int, target: int, length: int) -> None:
@@ -199,6 +232,14 @@ class ToyLane:
     def check(self, held: Sequence[int]) -> None:
         self.pages.check(held)
 
+    def _read(self, slot: int, column: int, skip: frozenset[str]) -> tuple[int, Tensor | None]:
+        """The key in a column; garbage where the whole model reads what a part of it wrote."""
+        if column < 0:
+            return ROOT, None
+        where = self._at(slot, column)
+        key, change = self._cell[where]
+        return (key if skip or where not in self._partial else mix(key)), change
+
     def _at(self, slot: int, column: int) -> tuple[int, int]:
         """(page, offset) of a column."""
         return self.pages.tables[slot][column // PAGE], column % PAGE
@@ -208,6 +249,7 @@ class ToyEngine(Loop):
     """The toy lane as an engine.
 
     tokens: how many the cache holds
+    lanes:  models to draft with; without any there is one, "toy", that agrees with this one more often than not
     step_s: seconds a step takes at least, to rehearse schedules
     poison: a prompt with this text kills the process while it holds a slot, to rehearse engine deaths
     hang:   a prompt with this text stops the engine for ever while it holds a slot, to rehearse the watchdog
@@ -222,12 +264,14 @@ class ToyEngine(Loop):
         slots: int = 32,
         context: int = 4096,
         tokens: int | None = None,
+        lanes: Mapping[str, Lane] | None = None,
         step_s: float = 0.0,
         poison: str | None = None,
         hang: str | None = None,
         **loop: Any,
     ) -> None:
-        super().__init__(ToyLane(slots, context, tokens), **loop)
+        further = {"toy": ToyLane(slots, context, tokens, blur=0.25)} if lanes is None else lanes
+        super().__init__(ToyLane(slots, context, tokens), lanes=further, **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
         self._hang, self._hanging = hang, set[str]()
 

@@ -59,14 +59,14 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
     """Choose tokens until every row ended, parked, or left its tree. Appends fold events; fills path and emitted."""
     active = [visit for visit in visits if visit.row.reason is None]  # an intervention may have ended a row
     while active:
-        active, masks = _constrained(active, methods, host)
+        active, masks = constrained(active, methods, host)
         if not active:
             return
         rows = [visit.row for visit in active]
         node_R = [visit.base + visit.node for visit in active]
         every = node_R == list(range(len(outputs.logits_MV)))  # plain decoding: no copy of 6 MB at 32 rows
         raw_RV = outputs.logits_MV if every else outputs.logits_MV[node_R]
-        x_RV, kept_R = _masked(raw_RV, rows, masks, host.eos)
+        x_RV, kept_R = masked(raw_RV, rows, masks, host.eos)
         look = Look(outputs, methods.sites, node_R, methods.slope)
         left, observations = chain.shape(x_RV, rows, methods.samplers, look)
         refuse_empty(left, raw_RV, rows)
@@ -76,7 +76,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]
                 token_R[r] = row.replay[row.t]
         chain.observe(observations, rows, token_R)
-        facts = _facts(raw_RV, rows, token_R)
+        facts = token_facts(raw_RV, rows, token_R)
         for r, row in enumerate(rows):
             if row.needs.hidden and row.reason is None:
                 facts[r]["hidden"] = {site: outputs.hidden[site][node_R[r]] for site in row.needs.hidden}
@@ -98,7 +98,7 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         active = onward
 
 
-def _constrained(
+def constrained(
     visits: list[Visit], methods: Methods, host: ServiceHost
 ) -> tuple[list[Visit], list[Constraint | None]]:
     """Rows that may go on, with their constraint. A row whose monitor waits for an answer is parked where it stands."""
@@ -132,7 +132,7 @@ def _check_ids(mask: Constraint, size: int) -> None:
             raise RowError("monitor", "BadToken", f"constraint.{name}: token {wrong} is not in a vocabulary of {size}")
 
 
-def _masked(
+def masked(
     raw_RV: Tensor, rows: Sequence[Row], masks: Sequence[Constraint | None], eos: frozenset[int]
 ) -> tuple[Tensor, list[float]]:
     """Logits with biases added and forbidden tokens at -inf, and -ln of the mass that stayed."""
@@ -166,7 +166,7 @@ def refuse_empty(left: Candidates, raw_RV: Tensor, rows: Sequence[Row]) -> None:
             rows[r].fail(stage, RowError(stage, "BadLogits", f"{what} at output index {rows[r].t}"))
 
 
-def _facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
+def token_facts(raw_RV: Tensor, rows: Sequence[Row], token_R: Tensor) -> list[dict]:
     """logp, top, entropy: of the raw model, for the rows that want them (`logprobs`, or a monitor's needs)."""
     facts: list[dict] = [{} for _ in rows]
     want = [r for r, row in enumerate(rows) if row.reason is None and _wants_facts(row.needs)]

@@ -118,7 +118,12 @@ def read_card(folder: str | Path) -> ModelCard:
         kv_heads=_first(config, "num_key_value_heads", "n_head_kv", default=heads),
         head_dim=_first(config, "head_dim", "d_kv", default=width // max(1, heads)),
         context=_first(
-            config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len",
+            config,
+            "max_position_embeddings",
+            "n_positions",
+            "n_ctx",
+            "seq_length",
+            "max_seq_len",
             default=512 if whole.get("is_encoder_decoder") else 0,
         ),
         vocab=_first(config, "vocab_size"),

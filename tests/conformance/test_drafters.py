@@ -19,7 +19,7 @@ from tests.methods import drafters as own
 
 NAMES = [
     "recycling", "drafting", "constant", "always_eos", "maximal", "random_paths", "hostile", "fewer_trees", "blind",
-    "closed", "wishful",
+    "closed", "wishful", "bad_wishes", "ghostwriter",
 ]  # fmt: skip
 
 

@@ -49,8 +49,8 @@ def test_one_list_for_all_states_breaks_forks_too():
 
 
 def test_a_wrong_price_is_caught(monkeypatch):
-    honest = walk._masked
-    monkeypatch.setattr(walk, "_masked", lambda raw, rows, *rest: (honest(raw, rows, *rest)[0], [0.0] * len(rows)))
+    honest = walk.masked
+    monkeypatch.setattr(walk, "masked", lambda raw, rows, *rest: (honest(raw, rows, *rest)[0], [0.0] * len(rows)))
     with pytest.raises(Violation, match="distortion_is_accounted"):
         monitors.distortion_is_accounted(registry.get("monitors", "brackets"))
 

@@ -8,6 +8,7 @@ from typing import Any
 from raydecode.contracts import Forward, Needs, NodeOut, Options, RowView, StepRecord
 from raydecode.engine.toy import EOS, VOCAB
 from raydecode.randomness import derive
+from raydecode.request import RowId
 from raydecode.tree import TokenTree
 
 Proposal = Generator[Forward, list[NodeOut], list[TokenTree]]
@@ -150,5 +151,66 @@ class Wishful(Drafting):
         return []
 
 
-HONEST = (Recycling,)
-TWINS = (Drafting, Constant, AlwaysEos, Maximal, RandomPaths, Hostile, FewerTrees, Blind, Closed, Wishful)
+class BadWishes(Drafting):
+    """A wish of another kind at every position that may not be; the last kinds never come to an end."""
+
+    needs = Needs(lanes=("self", "toy"))
+
+    def propose(self, rows: Sequence[RowView], budgets: Sequence[int], shared: Any, options: Options) -> Any:
+        row, items = rows[0], tuple((row.id, ()) for row in rows)
+        bad = [
+            Forward("draft:none", items),
+            Forward("self", items, skip=frozenset({"attention.99"})),
+            Forward("self", items, skip={"mlp.0"}),  # type: ignore[arg-type]
+            Forward("toy", items, skip=frozenset({"mlp.0"})),
+            Forward("toy", items, window=3),
+            Forward("self", ((RowId("somebody else"), ()),)),
+            Forward("self", ()),
+            Forward("self", ((row.id, (0,) * 10_000),)),
+            Forward("self", ((row.id, (VOCAB,)),)),
+            Forward("self", ((row.id, ("a",)),)),  # type: ignore[arg-type]
+            Forward("self", ((row.id, (-1,)),)),
+            Forward("self", items, top_k=10**6),
+            Forward("self", items, top_k=-1),
+            Forward("self", items, choose=10**6),
+            Forward("self", items, window=10**6),
+            Forward("self", items, hidden=("layer.99",)),
+            Forward("self", items * 10_000),
+            "a forward, please",
+            None,
+        ]
+        kind = row.t % (len(bad) + 2)
+        try:
+            if kind < len(bad):
+                yield bad[kind]
+            elif kind == len(bad):
+                yield Forward("self", items)
+                raise RuntimeError("so that was the answer")
+            while True:
+                yield Forward("toy" if kind % 2 else "self", items, choose=1)
+        finally:
+            yield "not yet"
+
+
+class Ghostwriter(Drafting):
+    """Drafts what the row would choose on half a model, branches everywhere, and looks at everything on the way."""
+
+    needs = Needs(lanes=("self", "toy"))
+
+    def propose(self, rows: Sequence[RowView], budgets: Sequence[int], shared: Any, options: Options) -> Proposal:
+        skip, paths = frozenset({"attention.1", "mlp.0"}), [[()] for _ in rows]
+        for lane in ("self", "toy", "self"):
+            leaves = [(r, path) for r, grown in enumerate(paths) for path in grown if len(path) < rows[r].max_new - 1]
+            leaves = [(r, path) for r, path in leaves if not path or path[-1] != EOS][-12:]
+            if not leaves:
+                break
+            items = tuple((rows[r].id, path) for r, path in leaves)
+            own = {"skip": skip, "window": 3, "hidden": ("layer.1",)} if lane == "self" else {}
+            outs = yield Forward(lane, items, top_k=2, choose=2, **own)
+            for (r, path), out in zip(leaves, outs, strict=True):
+                paths[r] += [(*path, token) for token in dict.fromkeys((*out.choice, *out.top_ids[:1]))]
+        return [TokenTree.paths(row.pending, grown) for row, grown in zip(rows, paths, strict=True)]
+
+
+HONEST = (Recycling, Ghostwriter)
+TWINS = (Drafting, Constant, AlwaysEos, Maximal, RandomPaths, Hostile, FewerTrees, Blind, Closed, Wishful, BadWishes)

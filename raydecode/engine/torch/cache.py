@@ -30,7 +30,7 @@ class Cache:
     def __init__(self, slots: int, context: int, tokens: int | None = None, retain: int = 0) -> None:
         whole = -(-context // PAGE)
         count = slots * whole if tokens is None else max(tokens // PAGE, whole)
-        self.pages = Pages(slots, count, PAGE, min(retain // PAGE, count))
+        self.pages = Pages(2 * slots, count, PAGE, min(retain // PAGE, count))
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._clean = 0
         self._moves: list[tuple[int, int, int, int]] = []

@@ -12,6 +12,7 @@ import torch
 from raydecode import models
 from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
+from raydecode.engine.spelling import spelling
 from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
@@ -37,6 +38,7 @@ class TorchEngine(Loop):
     options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
     wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`),
     compile (true: kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once).
+    lanes: name -> folder of models to draft with, in the same dtype, each with a cache of as many tokens.
     Errors: `models.ModelError`, `UserError`, `Refused`.
     """
 
@@ -51,6 +53,7 @@ class TorchEngine(Loop):
         max_length: int | None = None,
         threads: int | None = None,
         options: Mapping[str, Any] | None = None,
+        lanes: Mapping[str, Path] | None = None,
         **loop: Any,
     ) -> None:
         given = dict(options or {})
@@ -76,11 +79,17 @@ class TorchEngine(Loop):
             raise Refused(
                 "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
             )
-        beside = card.head_bytes(self.dtype) if card.tied and packs(getattr(torch, self.dtype)) else 0
+        beside = _second_head(card, self.dtype)
+        drafts = {name: _draft_card(path, card, self.dtype, trust) for name, path in (lanes or {}).items()}
+        for draft in drafts.values():
+            beside += draft.weight_bytes(self.dtype) + _second_head(draft, self.dtype)
+        drafting = sum(draft.kv_bytes_per_token(self.dtype) for draft in drafts.values())
         most, wanted = slots * (max_length or card.context), given.pop("cache_tokens", None)
-        tokens = _tokens(card, self.dtype, most, wanted, beside)
+        tokens = _tokens(card, self.dtype, most, wanted, beside, drafting)
         context = _context(card, tokens, max_length)
-        models.check(folder, dtype=self.dtype, kv_tokens=context, beside=beside)  # one row at full length must fit
+        room = beside + context * drafting
+        models.check(folder, dtype=self.dtype, kv_tokens=context, beside=room)  # one row at full length must fit
+        _check_spelling(folder, lanes or {}, trust)
         retain = given.pop("retain_tokens", None)
         if retain is None:
             retain = min(tokens // 4, RETAINED_BYTES // max(card.kv_bytes_per_token(self.dtype), 1))
@@ -92,7 +101,17 @@ class TorchEngine(Loop):
             if card.encoder_decoder
             else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights, compiled=compiled)
         )
-        super().__init__(lane, **given, **loop)
+        further = {
+            name: TorchLane(
+                path,
+                **{**common, "context": min(context, drafts[name].context)},
+                tokens=tokens,
+                weights=weights,
+                compiled=compiled,
+            )
+            for name, path in (lanes or {}).items()
+        }
+        super().__init__(lane, lanes=further, **given, **loop)
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
             self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
         found = self.promise_found
@@ -116,9 +135,40 @@ def _switch(name: str, given: Any) -> bool:
     return given
 
 
-def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, beside: int) -> int:
+def _second_head(card: models.ModelCard, dtype: str) -> int:
+    """Bytes of a tied output layer, where it is packed beside the embedding."""
+    return card.head_bytes(dtype) if card.tied and packs(getattr(torch, dtype)) else 0
+
+
+def _draft_card(folder: Path, target: models.ModelCard, dtype: str, trust: bool) -> models.ModelCard:
+    """The figures of a model to draft with; errors name the drafter's option."""
+    try:
+        check_family(folder, trust_remote_code=trust)
+        card = models.check(folder, dtype=dtype)
+    except UserError as error:
+        raise type(error)(
+            error.message, field="decoding.drafter.model", value=error.value, nearest=error.nearest, hint=error.hint
+        ) from error
+    if card.encoder_decoder or target.encoder_decoder:
+        raise Refused(
+            "a draft model and its target are decoders", field="decoding.drafter.model", value=str(folder),
+            hint="drafter: none",
+        )  # fmt: skip
+    return card
+
+
+def _check_spelling(folder: Path, lanes: Mapping[str, Path], trust: bool) -> None:
+    """Raise UserError, before weights load, for a vocabulary with too little in common."""
+    if lanes:
+        own = models.Vocabulary.of(folder, trust_remote_code=trust)
+        for name, path in lanes.items():
+            other = models.Vocabulary.of(path, trust_remote_code=trust)
+            spelling(own.token_bytes, own.eos_ids, other.token_bytes, other.eos_ids, name)
+
+
+def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, beside: int, drafting: int = 0) -> int:
     """Tokens that the cache may hold: `wanted`, or what fits SHARE of the memory that the weights, and the bytes
-    beside them, leave free."""
+    beside them, leave free. drafting: bytes per token in the caches of draft models."""
     if wanted is not None:
         if wanted < 2:
             raise UserError(
@@ -129,7 +179,7 @@ def _tokens(card: models.ModelCard, dtype: str, most: int, wanted: int | None, b
     free = available_bytes("cpu")
     if free is None:
         return most
-    room = int((free - card.weight_bytes(dtype) - beside) * SHARE / max(card.kv_bytes_per_token(dtype), 1))
+    room = int((free - card.weight_bytes(dtype) - beside) * SHARE / max(card.kv_bytes_per_token(dtype) + drafting, 1))
     return min(most, max(room, 512))
 
 

@@ -68,6 +68,7 @@ class TorchLane:
         layers = range(0 if compiled else len(self.sites) - 3)  # a layer in one call has no attention to look at
         self.readable: Sequence[str] = tuple(f"{PREFIX}{i}" for i in layers)
         self.differentiable = weights == "full" and not compiled and bool(self.sites)
+        self.blocks: Sequence[str] = self.inside.blocks
         self.slots, self.context = slots, context
         self.cache = Cache(slots, context, tokens, retain)
         self.eos = self.vocabulary.eos_ids
@@ -87,7 +88,9 @@ class TorchLane:
                 return self.vocabulary.render_chat([dict(m) for m in messages])
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
+    def forward(
+        self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = (), skip: frozenset[str] = frozenset()
+    ) -> Outputs:
         ids: list[int] = []
         runs: list[Run] = []
         wanted: list[int] = []
@@ -107,7 +110,7 @@ class TorchLane:
         watch = Watch([site for site in needs.hidden if site in self.readable], chunks, wanted, self.cache)
         token, watched = attention.current.set(layout), attention.watching.set(watch if watch.weights else None)
         try:
-            with self.inside.open(needs.hidden, hooks, wanted) as hidden:
+            with self.inside.without(skip), self.inside.open(needs.hidden, hooks, wanted) as hidden:
                 out = self.model(
                     input_ids=torch.tensor([ids + [0] * pad], device=device),
                     position_ids=torch.nn.functional.pad(layout.position_M, (0, pad))[None],

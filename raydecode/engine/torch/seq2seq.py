@@ -43,6 +43,7 @@ class Seq2SeqLane:
 
     page = BLOCK
     sites: Sequence[str] = ()
+    blocks: Sequence[str] = ()
 
     def __init__(self, folder: Path, *, dtype: str, slots: int, context: int, trust_remote_code: bool = False) -> None:
         AttentionInterface.register(NAME, attend)

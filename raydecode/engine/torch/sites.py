@@ -6,13 +6,17 @@
     final      the output layer's input: after the final norm (`last_hidden_state`)
 
 Module hooks exist during a call that asks for them and for its sites only; reading copies the wanted rows, so asking
-cannot change a bit. Legend: M nodes of the call (padding behind them), N wanted ones, D width, V vocabulary.
+cannot change a bit. Blocks are the parts of a layer that a call may leave out: attention.i and mlp.i; a block that is
+left out adds nothing to the residual stream and costs nothing but its norm (a mixture of experts is no such block).
+
+Legend: M nodes of the call (padding behind them), N wanted ones, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +36,8 @@ class Sites:
         self.names: tuple[str, ...] = ()
         if self.layers is not None:
             self.names = ("input", "embedding", *(f"layer.{i}" for i in range(count)), "final")
+        self._blocks = dict(_blocks(self.layers if self.layers is not None else ()))
+        self.blocks: tuple[str, ...] = tuple(self._blocks)
 
     @contextlib.contextmanager
     def open(
@@ -50,6 +56,32 @@ class Sites:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextlib.contextmanager
+    def without(self, skip: Collection[str]) -> Iterator[None]:
+        """During the block these blocks put out zeros and compute nothing; a layer without both passes its input on."""
+        changed: list[tuple[nn.Module, Any]] = []
+
+        def put(module: nn.Module, forward: Any) -> None:
+            changed.append((module, module.__dict__.pop("forward", None)))
+            if forward is not None:
+                module.forward = forward
+
+        try:
+            for i, layer in enumerate(self.layers or ()) if skip else ():
+                gone = [kind for kind in KINDS if f"{kind}.{i}" in skip]
+                if gone == list(KINDS) and _returns_a_tensor(layer):
+                    put(layer, _same)
+                elif gone:
+                    put(layer, None)  # one that was fused runs as its parts
+                    for kind in gone:
+                        put(self._blocks[f"{kind}.{i}"], _nothing if kind == "mlp" else _nothing_twice)
+            yield
+        finally:
+            for module, before in reversed(changed):
+                module.__dict__.pop("forward", None)
+                if before is not None:
+                    module.forward = before
 
     def _watch(self, site: str, visit: Callable[[Tensor], Tensor]) -> RemovableHandle:
         if site == "embedding":
@@ -132,6 +164,36 @@ def _on_output(visit: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, A
         return out
 
     return after
+
+
+KINDS = ("attention", "mlp")
+
+
+def _returns_a_tensor(layer: nn.Module) -> bool:
+    return inspect.signature(type(layer).forward).return_annotation in (Tensor, "torch.Tensor", "Tensor")
+
+
+def _same(*given: Any, **named: Any) -> Tensor:
+    hidden: Tensor = given[0] if given else named["hidden_states"]
+    return hidden
+
+
+def _nothing(*given: Any, **named: Any) -> Tensor:
+    return torch.zeros_like(given[0] if given else named["hidden_states"])
+
+
+def _nothing_twice(*given: Any, **named: Any) -> tuple[Tensor, None]:
+    """As attention returns it: the output, and no weights."""
+    return _nothing(*given, **named), None
+
+
+def _blocks(layers: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """name -> module, layer by layer, where a layer has exactly one of the kind."""
+    for i, layer in enumerate(layers):
+        for kind, ends in zip(KINDS, (("Attention",), ("MLP", "FeedForward")), strict=True):
+            found = [child for child in layer.children() if type(child).__name__.endswith(ends)]
+            if len(found) == 1:
+                yield f"{kind}.{i}", found[0]
 
 
 def _base(model: Any) -> Any:

@@ -57,11 +57,16 @@ class Recorder:
         self.lane.cache = Cache(slots, self.lane.context, tokens, retain)
         self.slots, self.context, self.page = slots, self.lane.context, lane.page
         self.eos, self.token_bytes, self.sites = lane.eos, lane.token_bytes, lane.sites
+        self.blocks = lane.blocks
         self.encode, self.reserve, self.fed = lane.encode, self.lane.reserve, 0
         self.publish, self.check = self.lane.publish, self.lane.check
 
-    def forward(self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = ()) -> Outputs:
-        out = self.lane.forward(chunks, needs, hooks)
+    def forward(
+        self, chunks: Sequence[Chunk], needs: Needs, hooks: Sequence[Hook] = (), skip: frozenset[str] = frozenset()
+    ) -> Outputs:
+        out = self.lane.forward(chunks, needs, hooks, skip)
+        if skip:
+            return out  # a draft's: nobody's text
         at = 0
         for chunk in chunks:
             assert len(self.tokens[chunk.slot]) >= chunk.start
