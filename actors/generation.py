@@ -34,7 +34,7 @@ from actors.stepper import Stepper
 from raydecode.config import JobConfig
 from raydecode.corpus.inputs import Corpus
 from raydecode.corpus.intervals import Span
-from raydecode.corpus.ledger import Lease, Orders, Refused, Reply, Stop, Suspects, Wait
+from raydecode.corpus.messages import Lease, Orders, Refused, Reply, Stop, Suspects, Wait
 from raydecode.corpus.parts import PartBuilder
 from raydecode.corpus.records import temporary_folder
 from raydecode.corpus.rows import OutputSchema, RowFault, Sample

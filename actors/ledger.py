@@ -18,16 +18,16 @@ from typing import Any, cast
 
 from raydecode.corpus.inputs import Corpus
 from raydecode.corpus.intervals import Span
-from raydecode.corpus.ledger import Kill, Ledger, Limits, Orders, Progress, Reply
+from raydecode.corpus.ledger import Ledger
 from raydecode.corpus.log import Fenced, Log
-from raydecode.corpus.messages import Cause, Committed, Refused
+from raydecode.corpus.messages import Cause, Committed, Kill, Limits, Orders, Progress, Refused, Reply
 from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import PartMeta, State
 from raydecode.corpus.storage import is_full, open_storage
 from raydecode.errors import JobError
 
 TICK_S = 1.0
-ASK_S = 5.0
+ASK_S = 1.0
 LOOK_S = 1.0  # the lock is held for milliseconds, unless its holder waits for the storage
 DEFAULT = Limits()
 LAST_WORDS_S = 1.0  # answers on their way still leave the process
@@ -159,6 +159,11 @@ class LedgerActor:
         with self._lock:
             self._core.drain(worker)
 
+    def introduce(self, told: Mapping[str, Any]) -> str | None:
+        """What an engine that came up says of itself; a warning, if it calls for one."""
+        with self._lock, self._fence():
+            return self._core.introduce(told)
+
     def died(self, worker: str, cause: Cause, message: str) -> None:
         with self._lock, self._fence():
             self._core.on_death(worker, cause, message)
@@ -245,22 +250,21 @@ class LedgerActor:
 class Remote:
     """A ledger behind an actor handle, as workers and driver call it: method by name, answer included.
 
+    meanwhile: called now and then until an answer is there; raises to give up
     Raises what the method raised, as it was; RayActorError when there is no ledger any more.
     """
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+    def __init__(self, handle: Any, meanwhile: Callable[[], None] | None = None) -> None:
+        self.handle, self._meanwhile = handle, meanwhile
 
-    def __call__(
-        self, method: str, *arguments: Any, meanwhile: Callable[[], None] = lambda: None, **options: Any
-    ) -> Any:
-        """meanwhile: called now and then until the answer is there; raises to give up."""
+    def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
         import ray
 
         try:
             answer = getattr(self.handle, method).remote(*arguments, **options)
             while not ray.wait([answer], timeout=ASK_S)[0]:
-                meanwhile()
+                if self._meanwhile is not None:
+                    self._meanwhile()
             return ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None

@@ -50,7 +50,7 @@ class Pool:
     """spawn: (name, spare) -> actor handle (GenerationActor); a spare one may leave when it is idle
     size:   how many to keep alive; those without room wait in Ray's queue and join when a node does
     least:  how many of them are not spare
-    ledger: where deaths are told
+    ledger: where engines that came up, and deaths, are told
     about:  by name, what each engine said of itself, and when (Unix time) it was started, ready and ended
     """
 
@@ -148,6 +148,9 @@ class Pool:
             self._bury(member, "node_loss", "the connection to it was lost for a moment")
         elif member.starting is not None:
             self.about[member.name] |= {**answer, "ready_at": time.time()}
+            warning = self._ledger("introduce", answer)  # its promise is in the log before its first row
+            if warning:
+                print(warning, file=sys.stderr)
             member.starting, member.running = None, member.handle.run.remote()
         else:  # it left in peace; if rows are still missing, the next poll starts another
             self._ask_facts(member)

@@ -93,6 +93,7 @@ def samples_of(request: Request, outcomes: Sequence[OutcomeEvent], worker: str, 
 VALUES: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "text": lambda _, outcome, __: outcome.text.decode("utf-8", "replace"),
     "finish_reason": lambda _, outcome, __: outcome.reason,
+    "stopped_by": lambda _, outcome, __: outcome.cause or None,
     "tokens": lambda _, outcome, __: list(outcome.tokens),
     "logprobs": lambda _, outcome, __: [logp for logp, _top in outcome.logprobs] if outcome.logprobs else None,
     "top_logprobs": lambda _, outcome, __: (

@@ -16,11 +16,13 @@ Cost [2 cores, Ray 2.60]: 2-4 s from nothing to the first block; then 68 us a ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from actors.ledger import Block
+from pipelines.lone_node import lean_data
 from raydecode.corpus.inputs import TASK_BYTES
 from raydecode.corpus.intervals import Span
 
@@ -43,6 +45,7 @@ def stream(
     ahead: int,
     ahead_bytes: int,
     cpus: float = 0.5,
+    lone: bool = False,
 ) -> Iterator[Block]:
     """Read `lots` anywhere in the cluster; yield each one's block as it becomes ready.
 
@@ -50,16 +53,19 @@ def stream(
     reads, prepare: they turn what a file holds into rows and errors, and never raise for it
     ahead, ahead_bytes: blocks, and their bytes, in work or waiting for a taker; the readers stop beyond
     cpus:           CPUs per task; a half, so that one- and two-core machines read while something else runs
+    lone:           on a local Ray: start nothing that only a cluster needs (lone_node.py)
     Raises what Ray Data raises when a task is lost for good: the caller goes on without references.
     """
     if not lots:
         return
+    import ray
     from ray.data import read_datasource
 
-    rows = read_datasource(_lots(reads), override_num_blocks=len(lots), num_cpus=cpus)
-    dataset = rows.map_batches(_keeping_label(prepare), batch_size=None, batch_format="pyarrow", num_cpus=cpus)
-    for ref, number, size_bytes in _references(dataset, ahead, ahead_bytes):
-        yield Block(ref, lots[number], size_bytes)
+    with lean_data(ray) if lone else nullcontext():
+        rows = read_datasource(_lots(reads), override_num_blocks=len(lots), num_cpus=cpus)
+        dataset = rows.map_batches(_keeping_label(prepare), batch_size=None, batch_format="pyarrow", num_cpus=cpus)
+        for ref, number, size_bytes in _references(dataset, ahead, ahead_bytes):
+            yield Block(ref, lots[number], size_bytes)
 
 
 def label(block: pa.Table, lot: int) -> pa.Table:
@@ -114,8 +120,8 @@ def _keeping_label(prepare: Callable[[pa.Table], pa.Table]) -> Callable[[pa.Tabl
 
 
 def _references(dataset: Dataset, ahead: int, ahead_bytes: int) -> Iterator[tuple[ObjectRef, int, int]]:
-    """(reference, lot, bytes). The one place that touches Ray Data's internals; tests/pipelines/test_blocks.py is its
-    contract.
+    """(reference, lot, bytes). With lone_node.py the one place that touches Ray Data's internals;
+    tests/pipelines/test_blocks.py is the contract of both.
 
     Uses `iter_internal_ref_bundles` (references without bytes), the bundles' schemas and sizes, block splitting (off:
     a lot stays one block) and a back-pressure policy that counts blocks and bytes.

@@ -26,6 +26,7 @@ from actors.ledger import Block, LedgerActor, Opened, Remote
 from actors.pool import Pool
 from actors.prepare import Prepare, read_ready
 from actors.rows import output_columns
+from pipelines.lone_node import dead_here, is_lone
 from pipelines.session import cpus_of, free, ray_session, resources
 from raydecode.config import JobConfig
 from raydecode.corpus.history import finished, replay
@@ -42,8 +43,8 @@ from raydecode.corpus.inputs import (
     stage,
 )
 from raydecode.corpus.intervals import Span
-from raydecode.corpus.ledger import Limits, Progress
 from raydecode.corpus.log import Fenced
+from raydecode.corpus.messages import Limits, Progress
 from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import State, schema_from_text, schema_to_text
 from raydecode.corpus.rows import OutputSchema
@@ -146,13 +147,15 @@ def _attempt(
     with _ledger(ray, job, storage, corpus, render) as ledger:
         schema, owner = schema_to_text(corpus.schema), Owner.me()
         asked = (job.identity(), schema, owner)
-        opened = ledger("open", *asked, takeover=takeover, overwrite=overwrite, meanwhile=partial(_some_node, ray))
+        opened = ledger("open", *asked, takeover=takeover, overwrite=overwrite)
         placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
         worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
         shared = (_absolute(job, job.engine.threads or threads), corpus, storage.url, opened.attempt)
 
         def spawn(name: str, spare: bool) -> Any:
-            return worker.remote(name, *shared, prepare=render, build=_build, ledger=ledger, fetch=_fetch, spare=spare)
+            return worker.remote(
+                name, *shared, prepare=render, build=_build, ledger=Remote(ledger.handle), fetch=_fetch, spare=spare
+            )
 
         pool = Pool(spawn, min(size, max(least, opened.units)), least, ledger, prefix=f"{opened.attempt}.")
         try:
@@ -192,24 +195,26 @@ def _ledger(ray: Any, job: JobConfig, storage: Storage, corpus: Corpus, render: 
 
     size = job.actors.max
     ahead_bytes = min(AHEAD_BYTES, int(ray.cluster_resources().get("object_store_memory", AHEAD_BYTES) / 4))
-    blocks = partial(_blocks, render=render, ahead=size + 2 * cpus_of(ray), ahead_bytes=ahead_bytes)
+    ahead = size + 2 * cpus_of(ray)
+    blocks = partial(_blocks, render=render, ahead=ahead, ahead_bytes=ahead_bytes, lone=is_lone(ray))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # lives as long as we do
     actor = ray.remote(LedgerActor).options(
         num_cpus=0, max_concurrency=2 * size + 8, max_restarts=0, scheduling_strategy=here
     )
     handle = actor.remote(storage.url, corpus, blocks, partial(_units, actors=size), _limits(job))
     try:
-        yield Remote(handle)
+        yield Remote(handle, partial(_some_node, ray))
     finally:
         with contextlib.suppress(Exception):  # it is gone, fenced, or waits for a dead storage: nothing to close
-            ray.get(handle.close.remote(), timeout=10)
+            if not dead_here(ray):
+                ray.get(handle.close.remote(), timeout=10)
         ray.kill(handle, no_restart=True)
 
 
 def _some_node(ray: Any) -> None:
     """Raises JobError when no node is left: Ray then lets a new ledger wait for one for ever. A driver outlives the
     raylet beside it."""
-    if not any(node["Alive"] for node in ray.nodes()):
+    if dead_here(ray) or not any(node["Alive"] for node in ray.nodes()):
         raise JobError(
             "Ray has no node left: its processes on this machine are gone. The same command goes on from here"
         )
@@ -295,13 +300,15 @@ def _units(corpus: Corpus, state: State, actors: int) -> list[Span]:
     return plan_units(corpus, state.done, max_actors=actors)
 
 
-def _blocks(corpus: Corpus, units: Sequence[Span], *, render: Prepare, ahead: int, ahead_bytes: int) -> Iterator[Block]:
+def _blocks(
+    corpus: Corpus, units: Sequence[Span], *, render: Prepare, ahead: int, ahead_bytes: int, lone: bool
+) -> Iterator[Block]:
     from pipelines.blocks import stream
 
     lots = group_reads(corpus, units)
     indexes = _indexes(corpus, dict.fromkeys(lot[0].input for lot in lots))
     reads = [partial(_read, corpus.only(lot[0].input), lot, indexes.get(lot[0].input, ())) for lot in lots]
-    return stream(lots, reads, render, ahead=ahead, ahead_bytes=ahead_bytes, cpus=READ_CPUS)
+    return stream(lots, reads, render, ahead=ahead, ahead_bytes=ahead_bytes, cpus=READ_CPUS, lone=lone)
 
 
 def _indexes(corpus: Corpus, numbers: Iterable[int]) -> dict[int, list[Any]]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import raydecode
 from raydecode.config import JobConfig
 from raydecode.corpus.history import made, parts_of, records
+from raydecode.corpus.provenance import difference
 from raydecode.corpus.records import State
 from raydecode.corpus.storage import Storage, open_storage
 from raydecode.metrics import COLUMNS, measure
@@ -50,6 +51,9 @@ def write_report(storage: Storage, facts: Mapping[str, Any]) -> Written:
     whole = {**_earlier(storage), **_from_log(storage, state), **{k: v for k, v in facts.items() if v is not None}}
     whole.setdefault("versions", versions())
     whole.setdefault("job", state.job)
+    if state.engines:  # an output whose run was killed has no other word of its engine
+        weakest = next((one for one in state.engines if one.get("promise") != "bitwise"), state.engines[-1])
+        whole.setdefault("engine", {"name" if key == "engine" else key: value for key, value in weakest.items()})
     if "plan" not in whole and (plan := _planned(storage, state)):
         whole["plan"] = plan
     figures = measure(_parts(storage, state), whole)
@@ -116,7 +120,7 @@ def _parts(storage: Storage, state: State) -> Iterator[pa.Table]:
 
 
 def _from_log(storage: Storage, state: State) -> dict[str, Any]:
-    """Attempts with their spans of time, and what was run again."""
+    """Attempts with their spans of time, what was run again, which engines with which promise."""
     spans: list[list[float]] = []
     for record in records(storage, state.job_at):
         if record["kind"] == "attempt":
@@ -130,6 +134,8 @@ def _from_log(storage: Storage, state: State) -> dict[str, Any]:
         "deaths": state.deaths,
         "started_at": spans[0][0] if spans else None,
         "finished_at": spans[-1][1] if spans else None,
+        "engines": state.engines,
+        "promises": difference(state.engines),
         "inputs": [{"path": one.path, "format": one.format, "size_bytes": one.size_bytes} for one in state.inputs],
     }
 

@@ -16,13 +16,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import actors
 import pipelines
 import raydecode
+from pipelines.lone_node import lean_start
 from raydecode.config import ActorsConfig
 from raydecode.errors import JobError
 
@@ -64,7 +64,7 @@ def start_local(ray: Any, **options: Any) -> None:
     for last in (False, False, True):
         before = _children()
         try:
-            with _lean(ray):
+            with lean_start(ray):
                 ray.init(
                     address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                     **options,
@@ -77,19 +77,6 @@ def start_local(ray: Any, **options: Any) -> None:
             for pid in _children() - before:  # the failed start forgets its own processes
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-
-
-@contextmanager
-def _lean(ray: Any) -> Iterator[None]:
-    """Ray's start without autoscaler and log forwarder, which `ray.init` has no switch for: 2.3 of the 11.0 CPU seconds
-    of a start [2 cores, Ray 2.60]. Here is one node, and workers' output goes to files."""
-    parameter = ray._private.parameter
-    whole = parameter.RayParams
-    parameter.RayParams = partial(whole, no_monitor=True, include_log_monitor=False)
-    try:
-        yield
-    finally:
-        parameter.RayParams = whole
 
 
 def _children() -> set[int]:

@@ -26,6 +26,9 @@ class Column:
 COLUMNS: Mapping[str, Column] = {
     "text": Column("text", "the generated text (always written)"),
     "finish_reason": Column("text", "eos, stop, length, monitor, cancelled or error (always written)"),
+    "stopped_by": Column(
+        "text", "what ended the row: the stop string, `token <id>`, or the monitor and what it said; null otherwise"
+    ),
     "tokens": Column("ids", "ids of the generated tokens"),
     "logprobs": Column(
         "logprobs",

@@ -76,7 +76,10 @@ class RowStats:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeEvent:
-    """The last event of a row. `text` is cut at the stop string; `logprobs` mirrors the token events' logp and top."""
+    """The last event of a row. `text` is cut at the stop string; `logprobs` mirrors the token events' logp and top.
+
+    cause: what ended it, where `reason` leaves that open: the stop string, "token 17", or "<monitor>: <what it said>"
+    """
 
     row: RowId
     reason: FinishReason
@@ -85,6 +88,7 @@ class OutcomeEvent:
     error: Fault | None = None
     logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     reports: tuple[Any, ...] = ()
+    cause: str = ""
     stats: RowStats = field(default_factory=RowStats, compare=False)
 
 

@@ -3,11 +3,13 @@
 storage   the file-system calls the protocol stands on          log       the commit log: one record is the commit
 discover  which files, and are they what they were              history   the same log, read
 inputs    positions, units                                      records   what the log says, and its fold
-reading   a span of a file to a block                           ledger    leases and blame (pure)
-staging   files that cannot be cut: a copy that can             workers   what it knows of a worker, watchdog
-templates columns to prompts                                    hunt      finding the row that kills engines
-rows      the output's schema                                   parts     a worker's finished rows as a file
+reading   a span of a file to a block                           ledger    leases and blame (pure): who does what next
+staging   files that cannot be cut: a copy that can             places    which position is where
+templates columns to prompts                                    workers   what it knows of a worker, watchdog
+rows      the output's schema                                   hunt      finding the row that kills engines
+parts     a worker's finished rows as a file                    endings   why a job ends before it is done
 verify    re-check a finished output                            eta       time left, with an interval
+provenance which engines made the rows, with which promise
 """
 
 from raydecode.corpus.history import Summary, finished, replay

@@ -107,6 +107,10 @@ class Log:
         log.beat(0)
         return log
 
+    def introduce(self, engine: Record) -> None:
+        """An engine of a kind that has not worked on this output yet, before it gets a row."""
+        self._put({"kind": "engine", "engine": engine})
+
     def commit(self, parts: Sequence[PartMeta]) -> None:
         """Make the parts' rows done and visible. The caller has checked that no cover overlaps `state.done`."""
         whole = self.state.done.copy()

@@ -7,6 +7,7 @@ Records are JSON objects, one file each, `_log/<number>.json`, numbered without 
 | job        | the configuration, the schema; `replaces` = everything before is void (`--overwrite`) |
 | inputs     | files that join (their numbers, sizes, stamps) |
 | attempt    | a process takes the log over; its number fences every lower one |
+| engine     | a kind of engine that works on this output for the first time, with its promise (provenance.py) |
 | commit     | parts, with the rows they cover |
 | blame      | an engine died: who is under suspicion, how often each was tried |
 | checkpoint | the fold so far, at every number divisible by 100: replay starts there |
@@ -26,7 +27,7 @@ import pyarrow as pa
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.errors import JobError
 
-FORMAT = 1
+FORMAT = 2  # 2: has `engine` records; 1 is read as it is
 Record = dict[str, Any]
 
 
@@ -103,6 +104,7 @@ class State:
     schema: str = ""
     inputs: list[InputFile] = field(default_factory=list)
     attempt: int = 0
+    engines: list[Record] = field(default_factory=list)
     done: Cover = field(default_factory=Cover)
     rows: int = 0
     samples: int = 0
@@ -140,6 +142,9 @@ class State:
                     raise JobError(f"log record {self.next}: attempt {record['attempt']} after {self.attempt}")
                 self.attempt = record["attempt"]
                 self.rerun += record.get("rerun", 0)
+            case "engine":
+                self._owner(record)
+                self.engines.append(record["engine"])
             case "commit":
                 self._owner(record)
                 for one in record["parts"]:
@@ -206,6 +211,7 @@ class State:
             "job": self.job,
             "schema": self.schema,
             "inputs": [asdict(one) for one in self.inputs],
+            "engines": self.engines,
             "done": self.done.to_json(),
             "pending": [part.to_json() for part in unpublished],
             **suspicion(self.hunt, self.condemned, self.tries),
@@ -216,6 +222,7 @@ class State:
             setattr(self, name, saved[name])
         self.job, self.schema = saved["job"], saved["schema"]
         self.inputs = [InputFile(**one) for one in saved["inputs"]]
+        self.engines = list(saved.get("engines", ()))
         self.done = Cover.from_json(saved["done"])
         self.pending = {one["name"]: PartMeta.from_json(one) for one in saved["pending"]}
         self.hunt = [[Span(*row) for row in group] for group in saved["hunt"]]

@@ -25,6 +25,7 @@ from raydecode.corpus.discover import discover
 from raydecode.corpus.history import made, parts_of
 from raydecode.corpus.intervals import Cover, Span
 from raydecode.corpus.parts import id_hashes
+from raydecode.corpus.provenance import difference
 from raydecode.corpus.records import PartMeta, State, ids_name
 from raydecode.corpus.storage import Storage
 from raydecode.errors import RaydecodeError
@@ -72,6 +73,8 @@ def verify(storage: Storage, *, inputs: bool = True) -> Verification:
             names.add(part.name)
             schema = _check_part(storage, part, schema, out)
     _check_folder(storage, state, names, out)
+    if (mixed := difference(state.engines)) is not None:
+        out.findings.append(Finding("note", mixed, storage.url))
     _check_cover(state, cover, out)
     if inputs:
         _check_inputs(state, cover, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from raydecode.corpus.intervals import Cover, Span
@@ -41,6 +41,16 @@ class Worker:
             return None
         rows = ", ".join(f"{r.input}:{r.start}" for r in sorted(self.slots)[:5])
         return f"no token for {now - self.progress_at:.0f} s with {len(self.slots)} rows running ({rows} ...)"
+
+    def keep(self, meant: Callable[[Span], bool]) -> None:
+        """Forget started and finished rows that are not this worker's any more."""
+        self.slots = {row: at for row, at in self.slots.items() if meant(row)}
+        self.ready = {row for row in self.ready if meant(row)}
+
+    def ages(self, now: float) -> list[int]:
+        """Tokens that each running row has about made: its time over the median step."""
+        step = statistics.median(self.step_s) if self.step_s else 0.0
+        return [int((now - at) / step) if step > 0 else 0 for at in self.slots.values()]
 
     def kill(self, name: str, reason: str) -> Kill:
         """The order to end it; given once."""

@@ -19,6 +19,11 @@ def first_stop(text: bytes, new: int, stops: Sequence[bytes]) -> int:
     return min((at for stop in stops if (at := text.find(stop, start)) >= 0), default=-1)
 
 
+def named(text: bytes, cut: int, stops: Sequence[bytes]) -> str:
+    """The stop string that begins at `cut`, as text; of several the one given first."""
+    return next(stop for stop in stops if text.startswith(stop, cut)).decode("utf-8", "replace")
+
+
 def settled(text: bytes, stops: Sequence[bytes]) -> int:
     """How many leading bytes of a running text may be shown: nothing that follows can take them back.
 

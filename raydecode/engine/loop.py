@@ -270,7 +270,9 @@ class Loop:
     def _outcome(self, row: Row) -> OutcomeEvent:
         stats = row.stats(self.clock(), self._drafters.size(row))
         assert row.reason is not None
-        outcome = OutcomeEvent(row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), stats=stats)
+        outcome = OutcomeEvent(
+            row.id, row.reason, row.output, row.text, row.fault, tuple(row.logprobs), cause=row.cause, stats=stats
+        )
         if not (row.monitor_state or row.sampler_state):
             return outcome
         reports, room = [], "monitor"

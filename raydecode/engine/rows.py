@@ -64,6 +64,7 @@ class Row:
     shown: int = 0
     logprobs: list[tuple[float, tuple[tuple[int, float], ...]]] = field(default_factory=list)
     reason: FinishReason | None = None
+    cause: str = ""
     fault: Fault | None = None
     parked: bool = False
     submitted_at: float = 0.0

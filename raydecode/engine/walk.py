@@ -22,7 +22,7 @@ from raydecode.constraint import Constraint, Pending, Stop, compose
 from raydecode.contracts import Monitor, Needs
 from raydecode.engine import chain
 from raydecode.engine.candidates import Candidates
-from raydecode.engine.ending import first_stop
+from raydecode.engine.ending import first_stop, named
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.inside import Look, SlopeOf
 from raydecode.engine.lane import Outputs
@@ -212,14 +212,18 @@ def _take(visit: Visit, event: TokenEvent, methods: Methods, host: ServiceHost, 
     except Exception as error:
         row.fail("monitor", error)
         return False
-    halt = next((v for v in verdicts if isinstance(v, Stop)), None)
+    halt = next(((c.name, v) for c, v in zip(spec.monitors, verdicts, strict=True) if isinstance(v, Stop)), None)
     cut = first_stop(row.text, len(event.bytes), spec.stop) if spec.stop and not ends else -1
-    if ends:
-        row.reason = "stop" if token in spec.stop_tokens else "eos"
+    if ends and token not in spec.stop_tokens:
+        row.reason = "eos"
+    elif ends:
+        row.reason, row.cause = "stop", f"token {token}"
     elif cut >= 0:
-        row.reason, row.text = "stop", row.text[:cut]
+        row.reason, row.cause, row.text = "stop", named(row.text, cut, spec.stop), row.text[:cut]
     elif halt:
-        row.reason, row.text = "monitor", row.text[: max(len(row.text) - halt.cut_bytes, 0)]
+        name, verdict = halt
+        row.reason, row.cause = "monitor", f"{name}: {verdict.reason}"
+        row.text = row.text[: max(len(row.text) - verdict.cut_bytes, 0)]
     elif row.t >= row.limit:
         row.reason = "length"
     if row.reason:

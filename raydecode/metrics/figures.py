@@ -22,7 +22,7 @@ from raydecode.metrics.timeline import Timeline
 COLUMNS = (
     "id", "sample", "text", "finish_reason", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s",
     "worker", "finished_at", "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches", "error",
-    "drafter", "draft_s",
+    "drafter", "draft_s", "stopped_by",
 )  # fmt: skip
 """Columns of the output that are read; any but the first four may be missing."""
 
@@ -31,7 +31,7 @@ NUMBERS = ("sample", "prompt_tokens", "output_tokens", "queued_s", "first_token_
 COUNTS = ("drafted", "accepted", "forwards", "draft_failures", "replay_mismatches")
 BY_DRAFTER = ("output_tokens", "forwards", "drafted", "accepted", "draft_failures", "draft_s")
 HISTOGRAMS = ("prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s")
-FIRST_ROWS, ERROR_ROWS, CELL_CHARS, ERROR_KINDS = 200, 1000, 2000, 50
+FIRST_ROWS, ERROR_ROWS, CELL_CHARS, ERROR_KINDS, CAUSES = 200, 1000, 2000, 50, 50
 
 
 def measure(tables: Iterable[pa.Table], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +54,7 @@ class _Fold:
         self.counts = dict.fromkeys(COUNTS, 0)
         self.drafters: dict[str, dict[str, float]] = {}
         self.reasons: Counter[str] = Counter()
+        self.causes: Counter[str] = Counter()
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
         self.token_rate, self.row_rate = Timeline(), Timeline()
         self.workers: dict[str, _Worker] = {}
@@ -71,6 +72,10 @@ class _Fold:
         if "finish_reason" in table.column_names:
             for one in table["finish_reason"].value_counts().to_pylist():
                 self.reasons[str(one["values"])] += one["counts"]
+        if "stopped_by" in table.column_names:
+            for one in table["stopped_by"].drop_null().value_counts().to_pylist():
+                cause = _cell(one["values"])  # a monitor says what it likes: their number must not grow with the corpus
+                self.causes[cause if cause in self.causes or len(self.causes) < CAUSES else "other"] += one["counts"]
         for name, histogram in self.histograms.items():
             histogram.add(number[name][~failed & ~np.isnan(number[name])])
         self.tokens += int(np.nansum(number["output_tokens"]))
@@ -162,6 +167,7 @@ class _Fold:
                 "workers": [one.to_json(name) for name, one in sorted(self.workers.items())],
             },
             "finish_reasons": dict(self.reasons.most_common()),
+            "stopped_by": dict(self.causes.most_common()),
             "distributions": {name: histogram.to_json() for name, histogram in self.histograms.items()},
             "error_kinds": sorted(self.kinds.values(), key=lambda kind: -kind["count"]),
             "tokens_per_forward": _rate(self.tokens, self.counts["forwards"]),

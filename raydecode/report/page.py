@@ -60,6 +60,8 @@ def _headline(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     said = [f"{engine.get('name')} engine: {engine['why']}"] if engine.get("why") else []
     if engine.get("promise"):
         said.append(f"promise: {engine['promise']}")
+    if facts.get("promises"):
+        said.append(str(facts["promises"]))
     said += [str(note) for note in facts.get("notes") or ()]
     boxes = "".join(f"<div><b>{escape(value)}</b><span>{name}</span></div>" for name, value in cards)
     return f'<div class="cards">{boxes}</div>' + "".join(f"<p class='note'>{escape(line)}</p>" for line in said)
@@ -91,6 +93,8 @@ def _reasons(figures: Mapping[str, Any]) -> str:
     total = figures["samples"] or 1
     items = [(name, n, f"{_n(n)} ({100 * n / total:.1f} %)") for name, n in figures["finish_reasons"].items()]
     extra = []
+    if figures.get("stopped_by"):
+        extra.append("stopped by " + ", ".join(f"{cause!r} ({_n(n)})" for cause, n in figures["stopped_by"].items()))
     if figures["tokens_per_forward"]:
         extra.append(f"{figures['tokens_per_forward']:.3g} tokens per forward pass")
     if figures["draft_acceptance"]:

@@ -12,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.ledger import Kill, Lease, Ledger, Refused, Stop, Suspects
-from raydecode.corpus.messages import Limits
+from raydecode.corpus.ledger import Ledger
+from raydecode.corpus.messages import Kill, Lease, Limits, Refused, Stop, Suspects
 from raydecode.corpus.records import InputFile, PartMeta
 from raydecode.corpus.storage import LocalStorage
 from tests.corpus.power_loss import PowerLossDisk
@@ -84,7 +84,7 @@ class Simulation:
         n = len(self.world.rows)
         self.log = open_log(self.storage, inputs=[InputFile(0, "in", "parquet", 1, "s", n)], now=lambda: self.now)
         missing = self.log.state.done.missing(Span(0, 0, n))
-        planned = [
+        self.planned = planned = [
             Span(0, a, min(a + self.world.unit, m.stop))
             for m in missing
             for a in range(m.start, m.stop, self.world.unit)

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.ledger import Committed, End, Kill, Lease, Ledger, Refused, Stop, Suspects, Wait
+from raydecode.corpus.ledger import Ledger
 from raydecode.corpus.log import HEARTBEAT_S, Fenced
-from raydecode.corpus.messages import Limits
+from raydecode.corpus.messages import Committed, End, Kill, Lease, Limits, Refused, Stop, Suspects, Wait
 from raydecode.corpus.records import InputFile, PartMeta
 from raydecode.corpus.storage import LocalStorage
 from tests.corpus.power_loss import PowerLossDisk
@@ -555,16 +555,14 @@ def test_broken_twins_fail_the_simulation():
         def _decide(self, worker, me):
             reply = super()._decide(worker, me)
             if isinstance(reply, Lease) and reply.fault is None and len(reply.todo) == 1 and reply.todo[0].size > 1:
-                self._pool.append(reply.todo[0])
+                self._places.pool.append(reply.todo[0])
             return reply
 
     for twin in (Forgetful, Generous):
         caught = 0
         for seed in range(20):
             simulation = Simulation(World([3] * 40, workers=2, death=0.05), seed)
-            simulation.ledger = twin(
-                simulation.log, simulation.ledger._planned, lambda s=simulation: s.now, Limits(idle_s=300)
-            )
+            simulation.ledger = twin(simulation.log, simulation.planned, lambda s=simulation: s.now, Limits(idle_s=300))
             try:
                 caught += simulation.run() != "finished"
             except AssertionError:

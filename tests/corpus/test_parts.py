@@ -15,9 +15,9 @@ from raydecode.corpus.discover import discover
 from raydecode.corpus.history import finished
 from raydecode.corpus.inputs import open_corpus, plan_units, read_unit
 from raydecode.corpus.intervals import Cover, Span
-from raydecode.corpus.ledger import Committed, Lease, Ledger, Stop
+from raydecode.corpus.ledger import Ledger
 from raydecode.corpus.log import Fenced, Log
-from raydecode.corpus.messages import Suspects
+from raydecode.corpus.messages import Committed, Lease, Stop, Suspects
 from raydecode.corpus.parts import PartBuilder
 from raydecode.corpus.records import schema_from_text, schema_to_text
 from raydecode.corpus.rows import OutputSchema, RowFault, Sample, block_spans

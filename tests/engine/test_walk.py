@@ -152,6 +152,18 @@ def test_a_monitors_needs_are_met_without_columns_nobody_asked_for():
     assert outcome.logprobs == ()
 
 
+def test_an_outcome_says_what_ended_the_row():
+    free, _ = _run(ignore_eos=True)
+    assert (free.reason, free.cause) == ("length", "")
+    last = free.tokens[-1]
+    assert _run(ignore_eos=True, stop_tokens=(last,))[0].cause == f"token {last}"
+    letter = bytes(free.text[:1])
+    stopped, _ = _run(ignore_eos=True, stop=(b"nothing like this", letter))
+    assert (stopped.reason, stopped.cause, stopped.text) == ("stop", letter.decode(), b"")
+    watched, _ = _run(ignore_eos=True, max_tokens=12, monitors=(Card("entropy_stop", {"below": 9.0}),))
+    assert (watched.reason, watched.cause) == ("monitor", "entropy_stop: low entropy")
+
+
 # -------------------------------------------------------------------------------------------------- numbers gone bad
 class Sick(ToyLane):
     """NaN, +inf, or -inf everywhere for rows whose prompt begins with "b", from the third output token on."""

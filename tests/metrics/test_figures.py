@@ -54,6 +54,16 @@ def test_counts_equal_plain_recomputation():
     json.dumps(figures, allow_nan=False)
 
 
+def test_what_stopped_rows_is_counted_and_bounded():
+    said = [None, "\n", "\n", "entropy_stop: low entropy", *(f"odd: {i}" for i in range(60))]
+    cells = {"id": [f"r{i}" for i in range(64)], "sample": [0] * 64, "text": ["x"] * 64, "finish_reason": ["stop"] * 64}
+    figures = measure([pa.table({**cells, "stopped_by": said})], {})
+    assert (figures["stopped_by"]["\n"], figures["stopped_by"]["entropy_stop: low entropy"]) == (2, 1)
+    assert figures["stopped_by"]["other"] == 12
+    assert sum(figures["stopped_by"].values()) == 63
+    assert measure([pa.table(cells)], {})["stopped_by"] == {}
+
+
 def test_drafters_are_counted_apart():
     cells = {
         "id": list("abcd"), "sample": [0] * 4, "text": list("wxyz"), "finish_reason": ["length"] * 4,

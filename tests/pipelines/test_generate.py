@@ -58,6 +58,8 @@ def test_all_formats_two_actors_an_unreadable_file_and_a_row_that_kills(ray_sess
     assert verify(open_storage(job.output.path)).ok
     assert [view.phase for view in views if view.phase != "running"] == ["starting", "reporting"]
     assert set(summary.workers) >= {"1.1", "1.2"}
+    promised = replay(open_storage(job.output.path)).engines
+    assert [(one["engine"], one["promise"]) for one in promised] == [("toy", "bitwise")], "once, though engines died"
 
 
 def test_goes_on_where_another_run_ended_and_then_says_it_is_finished(ray_session, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from pipelines.report import ensure_report, facts_of, versions, write_report
 from raydecode.config import JobConfig
 from raydecode.corpus.storage import open_storage
+from raydecode.corpus.verify import verify
 from raydecode.errors import UserError
 from tests.actors.local import LocalJob, job_of, prompts
 
@@ -50,6 +51,23 @@ def test_a_finished_job_keeps_its_report(job):
     kept = ensure_report(summary(job, finished=True), job)
     assert (kept.figures["rows"], kept.engine["name"]) == (20, "toy")
     assert Path(job.output.path, "report.html").stat().st_mtime_ns == before
+
+
+def test_promises_are_told_from_the_log_alone(tmp_path):
+    """A killed run leaves no summary; the output was then finished under another promise."""
+    mixed = job_of(tmp_path, prompts(6))
+    local = LocalJob(mixed)
+    assert local.ledger.introduce({"engine": "toy", "promise": "bitwise"}) is None
+    told = local.ledger.introduce({"engine": "toy", "promise": "near-ties only", "noise": "0.5"})
+    local.run(1)
+    write_report(open_storage(mixed.output.path), {})
+    facts = json.loads(Path(mixed.output.path, "report.json").read_bytes())["facts"]
+    assert facts["promises"] == told
+    assert (facts["engine"]["name"], facts["engine"]["promise"]) == ("toy", "near-ties only"), "the weakest"
+    page = Path(mixed.output.path, "report.html").read_text()
+    assert "promise: near-ties only" in page
+    assert "bitwise (toy)" in page
+    assert [one.what for one in verify(open_storage(mixed.output.path)).findings] == [told]
 
 
 def test_the_weakest_promise_of_the_workers_is_the_jobs(job):

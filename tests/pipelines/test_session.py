@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import session
+from pipelines import lone_node, session
 from raydecode.config import ActorsConfig
 
 
@@ -40,6 +40,26 @@ def test_children_are_seen():
         assert child.pid in session._children() or not os.path.isdir("/proc/self/task")
     finally:
         child.communicate(b"\n")
+
+
+def test_dead_processes_of_a_local_ray_are_seen_at_once_and_a_clusters_are_not_ours():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lives = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    processes = {"gcs_server": lives, "raylet": ended, "log_monitor": ended}
+
+    def ray_of(node):
+        return SimpleNamespace(_private=SimpleNamespace(worker=SimpleNamespace(_global_node=node)))
+
+    def dead():
+        return [(name, process) for name, process in processes.items() if process.poll() is not None]
+
+    try:
+        assert lone_node.dead_here(ray_of(SimpleNamespace(dead_processes=dead))) == ["raylet"]
+        assert lone_node.dead_here(ray_of(SimpleNamespace(dead_processes=list))) == []
+        assert lone_node.dead_here(ray_of(None)) == []
+    finally:
+        lives.communicate(b"\n")
 
 
 def test_a_bare_checkout_is_found_by_workers(monkeypatch, root):

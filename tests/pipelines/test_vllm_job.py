@@ -2,6 +2,8 @@
 
 import pytest
 
+from raydecode.corpus.history import replay
+from raydecode.corpus.storage import open_storage
 from raydecode.engine.vllm import available
 from tests.actors.local import job_of, prompts, rows_of
 from tests.pipelines.processes import Run
@@ -28,3 +30,5 @@ def test_rows_of_a_vllm_job(tmp_path, smollm):
     rows = rows_of(job)
     assert [row["error"] for row in rows] == [None] * 6
     assert [row["output_tokens"] for row in rows] == [6] * 6
+    (engine,) = replay(open_storage(job.output.path)).engines
+    assert (engine["engine"], engine["promise"], engine["device"]) == ("vllm", "near-ties only", "cpu")

@@ -51,6 +51,8 @@ class VllmEngine:
     """
 
     name = "vllm"
+    promise = "near-ties only"
+    detail = "vLLM's kernels are its own; the noise between its batches was not measured"
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class VllmEngine:
 
         self._rejections = (VLLMClientError, ValueError, TypeError)
         self.dtype = str(self._vllm.model_config.dtype).removeprefix("torch.")
+        self.device = str(self._vllm.vllm_config.device_config.device_type)
         self._waiting: deque[Row] = deque()
         self._running: dict[str, Row] = {}
         self._outbox: list[Event] = []

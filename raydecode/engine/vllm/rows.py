@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydecode.engine.ending import first_stop, settled
+from raydecode.engine.ending import first_stop, named, settled
 from raydecode.engine.vllm.params import Mapped
 from raydecode.events import Fault, FinishReason, OutcomeEvent, RowStats, TextEvent, TokenEvent
 from raydecode.request import DecodingSpec, RowId
@@ -43,6 +43,7 @@ class Row:
     shown: int = 0
     logprobs: list[tuple[float, TopLogp]] = field(default_factory=list)
     reason: FinishReason | None = None
+    cause: str = ""
     fault: Fault | None = None
     reports: tuple[Any, ...] = ()
     submitted_at: float = 0.0
@@ -61,12 +62,14 @@ class Row:
             self.logprobs.append((logp, top))
         spec = self.spec
         if token in spec.stop_tokens or (token in eos and not spec.ignore_eos):
-            self.reason = "stop" if token in spec.stop_tokens else "eos"
+            self.reason = "eos"
+            if token in spec.stop_tokens:
+                self.reason, self.cause = "stop", f"token {token}"
             return event
         self.text += event.bytes
         cut = first_stop(self.text, len(event.bytes), spec.stop) if spec.stop else -1
         if cut >= 0:
-            self.reason, self.text = "stop", self.text[:cut]
+            self.reason, self.cause, self.text = "stop", named(self.text, cut, spec.stop), self.text[:cut]
         elif len(self.output) >= self.limit:
             self.reason = "length"
         return event
@@ -95,5 +98,6 @@ class Row:
             total_s=now - self.submitted_at,
         )
         return OutcomeEvent(
-            self.id, self.reason, tuple(self.output), self.text, self.fault, tuple(self.logprobs), self.reports, stats
-        )
+            self.id, self.reason, tuple(self.output), self.text, self.fault, tuple(self.logprobs), self.reports,
+            self.cause, stats,
+        )  # fmt: skip

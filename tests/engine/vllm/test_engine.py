@@ -156,6 +156,7 @@ def test_finish_reasons_and_bytes(vllm_engine: VllmEngine) -> None:
     assert by["eos"].tokens[-1] in vllm_engine.vocabulary.eos_ids
     assert by["eos"].text == vllm_engine.vocabulary.decode(by["eos"].tokens[:-1])
     assert len(by["length"].tokens) == 8
+    assert {name: outcome.cause for name, outcome in by.items()} == {"eos": "", "length": "", "stop": "\n"}
     assert b"\n" not in by["stop"].text
     assert b"\n" in vllm_engine.vocabulary.decode(by["stop"].tokens)
 
@@ -179,6 +180,7 @@ def test_stop_tokens_and_ignore_eos(vllm_engine: VllmEngine) -> None:
     where = plain.tokens.index(third)
     stopped = run(vllm_engine, ask("stop", chat, sampler=GREEDY, stop_tokens=(third,))).only
     assert (stopped.reason, stopped.tokens) == ("stop", plain.tokens[: where + 1])
+    assert stopped.cause == f"token {third}"
     assert stopped.text == vllm_engine.vocabulary.decode(plain.tokens[:where])
     beyond = run(vllm_engine, ask("on", chat, sampler=GREEDY, max_tokens=60, ignore_eos=True)).only
     assert (beyond.reason, len(beyond.tokens)) == ("length", 60)
