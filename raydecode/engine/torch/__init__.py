@@ -8,7 +8,7 @@ Layout        layout.py     which products the attention of one call takes
 attend        attention.py  ragged attention whose bits depend on the row alone
 Cache         cache.py      keys and values in pages that slots may share
 pack          linear.py     dense layers whose rows do not depend on their number
-native        native.py     kernels of our own, built by the machine's compiler (`compile: true`, native.cpp)
+native        native.py     kernels of our own, built by the machine's compiler (`compile`, native.cpp)
 PanelLinear   panels.py     dense layers for them, bfloat16 weights in 16 bits, computed in float32
 Paths         paths.py      which columns they read for each node
 fuse          fused.py      a layer of the Llama form as one call

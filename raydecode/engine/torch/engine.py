@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -17,7 +17,7 @@ from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.engine.torch.linear import Weights, packs
-from raydecode.engine.torch.native import check_native
+from raydecode.engine.torch.native import FIELD, check_native
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
 from raydecode.errors import Refused, UserError, nearest
@@ -37,7 +37,8 @@ class TorchEngine(Loop):
 
     options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
     wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`),
-    compile (true: kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once).
+    compile (kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once: true,
+    false, or "auto", wherever they serve).
     lanes: name -> folder of models to draft with, in the same dtype, each with a cache of as many tokens.
     Errors: `models.ModelError`, `UserError`, `Refused`.
     """
@@ -68,13 +69,12 @@ class TorchEngine(Loop):
         self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
         weights = _weights(given.pop("weights", "full"))
-        compiled = _switch("compile", given.pop("compile", False))
-        if weights == "int8" and not compiled:
-            check_int8()
+        compiled = _compile(given.pop("compile", "auto"))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
-        if compiled:
-            check_native(self.dtype, card.encoder_decoder)
+        compiled, why_not = _served(compiled, self.dtype, card.encoder_decoder)
+        if weights == "int8" and not compiled:
+            check_int8()
         if weights == "int8" and card.encoder_decoder:
             raise Refused(
                 "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
@@ -115,7 +115,9 @@ class TorchEngine(Loop):
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
             self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
         found = self.promise_found
-        self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
+        self.promise, self.device, self.noise = found.promise, found.device, found.noise
+        self.kernels = "built here" if compiled else "torch's"
+        self.detail = f"{found.detail}; {why_not}" if why_not else found.detail
 
 
 def _weights(given: Any) -> Weights:
@@ -127,12 +129,27 @@ def _weights(given: Any) -> Weights:
     return cast(Weights, given)
 
 
-def _switch(name: str, given: Any) -> bool:
-    if not isinstance(given, bool):
+def _compile(given: Any) -> bool | Literal["auto"]:
+    if isinstance(given, bool):
+        return given
+    if given != "auto":
         raise UserError(
-            f"{name} is true or false, not {given!r}", field=f"engine.options.{name}", value=given, nearest="true"
+            f"compile is true, false or auto, not {given!r}", field=FIELD, value=given, nearest="auto"
         )
-    return given
+    return "auto"
+
+
+def _served(compiled: bool | Literal["auto"], dtype: str, encoder_decoder: bool) -> tuple[bool, str]:
+    """Whether kernels of our own are used, and, where `auto` goes without, why. Raises Refused for `true`."""
+    if compiled is False:
+        return False, ""
+    try:
+        check_native(dtype, encoder_decoder)
+    except Refused as refused:
+        if compiled is True:
+            raise
+        return False, refused.message.replace("compile: true", "compile")
+    return True, ""
 
 
 def _second_head(card: models.ModelCard, dtype: str) -> int:

@@ -1,4 +1,4 @@
-"""The kernels of `engine.options.compile: true`: native.cpp, built by the machine's own compiler, once per machine.
+"""The kernels of `engine.options.compile`: native.cpp, built by the machine's own compiler, once per machine.
 
 Why: a step of one row is bound by reading the weights, and torch reads them as float32 where most checkpoints are
 bfloat16. Upper halves of floats are floats, so such weights are stored in 16 bits and computed in float32: the same

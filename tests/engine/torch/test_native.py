@@ -155,7 +155,7 @@ def test_a_broken_twin_is_found_out(lane: TorchLane, monkeypatch: pytest.MonkeyP
 
 def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_folder(hf.LlamaConfig(**GROUPED))
-    with pytest.raises(UserError, match="true or false"):
+    with pytest.raises(UserError, match="true, false or auto"):
         TorchEngine(folder, options={"compile": "yes"})
     with pytest.raises(Refused, match="computes in float32, not in bfloat16"):
         TorchEngine(folder, dtype="bfloat16", options={"compile": True})
@@ -170,3 +170,16 @@ def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Refused, match=r"C\+\+ compiler"):
         TorchEngine(folder, dtype="float32", options={"compile": True})
+    without = TorchEngine(folder, dtype="float32", slots=2, max_length=64)
+    assert without.kernels == "torch's"
+    assert "C++ compiler" in without.detail, "auto says why it goes without"
+
+
+def test_auto_takes_them_where_they_serve(tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder(hf.LlamaConfig(**GROUPED))
+    engine = TorchEngine(folder, dtype="float32", slots=2, max_length=64)
+    assert (engine.kernels, engine.lane.compiled) == ("built here", True)
+    assert TorchEngine(folder, dtype="float32", slots=2, max_length=64, options={"compile": False}).kernels == "torch's"
+    half = TorchEngine(folder, dtype="bfloat16", slots=2, max_length=64)
+    assert half.kernels == "torch's"
+    assert "float32" in half.detail
