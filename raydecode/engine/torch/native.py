@@ -70,7 +70,7 @@ class Layer(ctypes.Structure):
 @cache
 def native() -> Any:
     """The library; building it where this machine has not. Raises Refused where that cannot be done."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = find_compiler()
     if compiler is None:
         raise _refusal(f"it needs a C++ compiler, and none of {', '.join(COMPILERS)} is on this machine's PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
@@ -88,6 +88,11 @@ def native() -> Any:
     ]  # fmt: skip
     library.raydecode_scratch.argtypes, library.raydecode_scratch.restype = [POINTER(Layer)], c_int64
     return library
+
+
+def find_compiler() -> str | None:
+    """Where this machine's C++ compiler is."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def check_native(dtype: str, encoder_decoder: bool, device: str = "cpu") -> None:
