@@ -12,6 +12,7 @@ native        native.py     kernels of our own, built by the machine's compiler 
 PanelLinear   panels.py     dense layers for them, bfloat16 weights in 16 bits, computed in float32
 Paths         paths.py      which columns they read for each node
 fuse          fused.py      a layer of the Llama form as one call
+keep_freed_memory  heap.py the steps' memory stays with the process
 check_family  family.py     what this engine cannot run, before weights load
 probe         promise.py    which promise this device keeps
 """

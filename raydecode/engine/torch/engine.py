@@ -14,6 +14,7 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.spelling import spelling
 from raydecode.engine.torch.family import check_family
+from raydecode.engine.torch.heap import keep_freed_memory
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.engine.torch.linear import Weights, packs
@@ -112,6 +113,7 @@ class TorchEngine(Loop):
             for name, path in (lanes or {}).items()
         }
         super().__init__(lane, lanes=further, **given, **loop)
+        keep_freed_memory()
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
             self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
         found = self.promise_found
