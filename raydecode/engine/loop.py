@@ -67,11 +67,6 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        if spec.drafter and hasattr(self.lane, "starts"):
-            return Refused(
-                "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
-                hint="drafter: none",
-            )  # fmt: skip
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
         refused = refuse(self.name, spec) or refuse_lanes(self.name, spec, self._rounds.names, sites)

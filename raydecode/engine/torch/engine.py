@@ -85,6 +85,8 @@ class TorchEngine(Loop):
         for draft in drafts.values():
             beside += draft.weight_bytes(self.dtype) + _second_head(draft, self.dtype)
         drafting = sum(draft.kv_bytes_per_token(self.dtype) for draft in drafts.values())
+        if card.encoder_decoder:  # a source per slot, beside the outputs
+            beside += slots * (max_length or card.context) * card.kv_bytes_per_token(self.dtype)
         most, wanted = slots * (max_length or card.context), given.pop("cache_tokens", None)
         tokens = _tokens(card, self.dtype, most, wanted, beside, drafting)
         context = _context(card, tokens, max_length)
@@ -98,7 +100,7 @@ class TorchEngine(Loop):
             "dtype": self.dtype, "slots": slots, "context": context, "trust_remote_code": trust,
         }  # fmt: skip
         lane: Any = (
-            Seq2SeqLane(folder, **common)
+            Seq2SeqLane(folder, **common, tokens=tokens)
             if card.encoder_decoder
             else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights, compiled=compiled)
         )
@@ -115,7 +117,7 @@ class TorchEngine(Loop):
         super().__init__(lane, lanes=further, **given, **loop)
         keep_freed_memory()
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
-            self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
+            self.promise_found: Promise = check_lane(lane, self.dtype)
         found = self.promise_found
         self.promise, self.device, self.noise = found.promise, found.device, found.noise
         self.kernels = "built here" if compiled else "torch's"
