@@ -131,6 +131,7 @@ def test_a_built_engine_runs() -> None:
     assert {event.reason for event in events if isinstance(event, OutcomeEvent)} <= {"eos", "length"}
 
 
+@pytest.mark.usefixtures("slow_torch")
 def test_an_encoder_decoder_goes_to_torch_also_where_vllm_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known as soon as the model's files are here; a model that is not here yet is asked again once it is."""
     monkeypatch.setattr("raydecode.engine.vllm.available", lambda: None)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "raydecode"
 
+
 class Bias(Protocol):
     """What is added to scores by the distance of a node from a column."""
 
@@ -152,9 +153,7 @@ def _span(
     return out_KRD[:, : heads * length].unflatten(1, (heads, length)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _softmax(
-    scores: Tensor, hidden: Tensor, scale: float, softcap: float | None, add: Tensor | None = None
-) -> Tensor:
+def _softmax(scores: Tensor, hidden: Tensor, scale: float, softcap: float | None, add: Tensor | None = None) -> Tensor:
     """In float32 over the last dimension."""
     scores = scores.float().mul_(scale)
     if softcap:

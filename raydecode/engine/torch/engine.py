@@ -137,9 +137,7 @@ def _compile(given: Any) -> bool | Literal["auto"]:
     if isinstance(given, bool):
         return given
     if given != "auto":
-        raise UserError(
-            f"compile is true, false or auto, not {given!r}", field=FIELD, value=given, nearest="auto"
-        )
+        raise UserError(f"compile is true, false or auto, not {given!r}", field=FIELD, value=given, nearest="auto")
     return "auto"
 
 

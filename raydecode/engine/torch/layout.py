@@ -243,7 +243,8 @@ class Across(Layout):
         self.cache, self._device = cache, device
         self.size = sum(run.length for run in runs)
         self.position_M = self._tensor([length[run.slot] - 1 for run in runs for _ in range(run.length)])
-        self.spans, few = [], []
+        self.spans = []
+        few: list[int] = []
         shared: dict[int, _Job] = {}
         for run in runs:
             table = cache.pages.tables[run.slot]

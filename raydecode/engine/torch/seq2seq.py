@@ -123,8 +123,8 @@ class Seq2SeqLane:
         assert fits, "there is room for a source per slot, and none is longer than the context"
         self.sources.flush()
         table = self.sources.pages.tables[slot]
-        page_S, offset_S = (torch.tensor(one) for one in zip(*(divmod(i, PAGE) for i in range(len(source))), strict=True))
-        page_S = torch.tensor(table)[page_S]
+        column_S = torch.arange(len(source))
+        page_S, offset_S = torch.tensor(table)[column_S // PAGE], column_S % PAGE
         for module, index in self.cross.items():
             heads = getattr(module, "num_heads", None) or module.n_heads
             key_SHD, value_SHD = (
@@ -246,6 +246,9 @@ class _Relative:
             held = position_N, module.relative_attention_bias(bucket_NS).transpose(1, 2).float()
             self._made[size] = held
         return held[1]
+
+
+current: ContextVar[_Reading | _Decoding] = ContextVar("seq2seq")
 
 
 def attend(

@@ -166,7 +166,7 @@ def test_contenders_are_numpys(size: int) -> None:
     x_RV[4] = -np.inf
     table = randomness._table(size)
     both_R = randomness._both([3, 2**64 - 1, 5, 6, 7], [0, 1, 2**40, 3, 4], randomness.DRAW)
-    low_R = np.where(np.isnan(x_RV).any(1), np.nan, np.nanmax(x_RV, 1)).astype(np.float32) - np.float32(8)
+    low_R = x_RV.max(1) - np.float32(8)
     given = x_RV, low_R, table, both_R, randomness.LOUD_WORDS
     for ours, theirs in zip(native.contend(*given), randomness.contenders(*given), strict=True):
         assert ours[0].tolist() == theirs[0].tolist()

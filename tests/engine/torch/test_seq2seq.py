@@ -207,9 +207,10 @@ DRAFTERS = [one.name for one in registry.cards("drafters") if not one.factory().
 
 
 def rows_of(drafter: Card | None) -> list[Any]:
-    chains = (Card("greedy"),), SAMPLED, (Card("mirostat2", {"tau": 3.0}),), (Card("repetition_penalty", {"value": 1.3}),)
+    penalty, steered = Card("repetition_penalty", {"value": 1.3}), Card("mirostat2", {"tau": 3.0})
+    chains = (Card("greedy"),), SAMPLED, (steered,), (penalty,)
     return [
-        ask(f"r{i}", ids, sampler=chain, max_tokens=24 + i, ignore_eos=True, logprobs=1, drafter=drafter, n=1 + i % 2)
+        ask(f"r{i}", ids, sampler=chain, max_tokens=18 + i, ignore_eos=True, logprobs=1, drafter=drafter, n=1 + i % 2)
         for i, (ids, chain) in enumerate(zip(SOURCES, chains, strict=True))
     ]
 
@@ -225,10 +226,9 @@ def test_drafts_change_no_text(family: str, engines: Callable[[str], tuple[Torch
     accepted = 0
     for name in DRAFTERS:
         card = Card(name, option_sets(registry.get("drafters", name))[0])
-        for slots in (1, 4):
-            found = drain(loop(engine, slots), rows_of(card))
-            assert texts(found) == truth, name
-            accepted += sum(one.stats.accepted for one in found.values())
+        found = drain(loop(engine, 3), rows_of(card))
+        assert texts(found) == truth, name
+        accepted += sum(one.stats.accepted for one in found.values())
     with visiting():
         for name in ("random_paths", "maximal", "constant"):
             assert texts(drain(loop(engine), rows_of(Card(name)))) == truth, name
@@ -237,7 +237,7 @@ def test_drafts_change_no_text(family: str, engines: Callable[[str], tuple[Torch
 
 def test_short_memory_costs_time_and_no_text(engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
     engine, _ = engines("t5")
-    rows = [ask(f"r{i}", SOURCES[i], max_tokens=100, ignore_eos=True, logprobs=0, sampler=SAMPLED) for i in range(3)]
+    rows = [ask(f"r{i}", SOURCES[i], max_tokens=80, ignore_eos=True, logprobs=0, sampler=SAMPLED) for i in range(3)]
     found = drain(loop(engine, 3, tokens=3 * PAGE), rows)
     assert sum(one.stats.preempted for one in found.values()) > 0
     assert texts(found) == texts(drain(loop(engine, 3), rows))
@@ -254,13 +254,12 @@ def test_a_source_with_a_nan_ends_its_own_row(tiny_folder: Callable[..., Path]) 
     for decoder in (loop(engine), one):
         found = drain(decoder, [bad, *rows])
         assert (found["bad", 0].reason, found["bad", 0].error.kind) == ("error", "BadLogits")
+        assert "arose in layer.0 at position 0" in found["bad", 0].error.message, "the encoder has no sites"
         assert {key: value for key, value in texts(found).items() if key in truth} == truth
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sites_are_transformers_decoder_states(
-    family: str, engines: Callable[[str], tuple[TorchEngine, Any]]
-) -> None:
+def test_sites_are_transformers_decoder_states(family: str, engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
     engine, model = engines(family)
     lane = loop(engine).lane
     depth = len(lane.sites) - 3
