@@ -190,8 +190,8 @@ def _native(job: JobConfig) -> bool:
     """
     import torch
 
-    from raydecode.engine.torch.engine import OPTIONS
     from raydecode.engine.torch.native import find_compiler
+    from raydecode.engine.torch.options import OPTIONS
 
     options = job.engine.options
     gpus = job.actors.num_gpus

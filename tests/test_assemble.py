@@ -148,11 +148,11 @@ def test_an_encoder_decoder_goes_to_torch_also_where_vllm_runs(tmp_path, monkeyp
     assert choose(job("not/here")).name == "vllm"
 
 
-def test_choosing_loads_neither_vllm_nor_ray() -> None:
+def test_choosing_loads_neither_vllm_nor_ray_nor_transformers() -> None:
     code = (
         "import sys; from raydecode.assemble import choose; from raydecode.config import JobConfig;"
         "choose(JobConfig.model_validate({'model': 'some/model', 'input': {'path': 'x'}, 'output': {'path': 'y'}}));"
-        "print([name for name in ('vllm', 'ray') if name in sys.modules])"
+        "print([name for name in ('vllm', 'ray', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """The torch engine: hosts every method, on transformers' decoders and on T5, BART and Marian.
 
 TorchEngine   engine.py     the loop with a model
+served        options.py    what may be said of it, and what `compile: auto` comes to
 TorchLane     lane.py       one flat ragged call per step
 Seq2SeqLane   seq2seq.py    the same for models with an encoder
 Sites         sites.py      where hidden states are read and interventions act
@@ -17,6 +18,20 @@ check_family  family.py     what this engine cannot run, before weights load
 probe         promise.py    which promise this device keeps
 """
 
-from raydecode.engine.torch.engine import TorchEngine
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raydecode.engine.torch.engine import TorchEngine
 
 __all__ = ["TorchEngine"]
+
+
+def __getattr__(name: str) -> Any:
+    """On demand: who only chooses an engine waits for no transformers."""
+    if name == "TorchEngine":
+        from raydecode.engine.torch.engine import TorchEngine
+
+        return TorchEngine
+    raise AttributeError(name)

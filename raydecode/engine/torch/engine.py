@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import torch
 
@@ -17,11 +17,11 @@ from raydecode.engine.torch.family import check_family
 from raydecode.engine.torch.heap import keep_freed_memory
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
-from raydecode.engine.torch.linear import Weights, packs
-from raydecode.engine.torch.native import FIELD, check_native
+from raydecode.engine.torch.linear import packs
+from raydecode.engine.torch.options import check_names, checked_compile, checked_weights, served
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
-from raydecode.errors import Refused, UserError, nearest
+from raydecode.errors import Refused, UserError
 from raydecode.models.memory import available_bytes
 
 SHARE = 0.5
@@ -29,8 +29,6 @@ SHARE = 0.5
 
 RETAINED_BYTES = 256 << 20
 """Pages kept after their rows, for prompts that begin alike, when `retain_tokens` is not given: at most a quarter."""
-
-OPTIONS = ("cache_tokens", "chunk", "compile", "retain_tokens", "trust_remote_code", "weights")
 
 
 class TorchEngine(Loop):
@@ -59,21 +57,16 @@ class TorchEngine(Loop):
         **loop: Any,
     ) -> None:
         given = dict(options or {})
-        for name in given:
-            if name not in OPTIONS:
-                raise UserError(
-                    f"the torch engine has no option '{name}'", field=f"engine.options.{name}", value=given[name],
-                    nearest=nearest(name, OPTIONS), hint=f"options: {', '.join(OPTIONS)}",
-                )  # fmt: skip
+        check_names(given)
         if threads:
             torch.set_num_threads(threads)
         self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
-        weights = _weights(given.pop("weights", "full"))
-        compiled = _compile(given.pop("compile", "auto"))
+        weights = checked_weights(given.pop("weights", "full"))
+        compiled = checked_compile(given.pop("compile", "auto"))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
-        compiled, why_not = _served(compiled, self.dtype, card.encoder_decoder)
+        compiled, why_not = served(compiled, self.dtype, card.encoder_decoder)
         if weights == "int8" and not compiled:
             check_int8()
         if weights == "int8" and card.encoder_decoder:
@@ -122,36 +115,6 @@ class TorchEngine(Loop):
         self.promise, self.device, self.noise = found.promise, found.device, found.noise
         self.kernels = "built here" if compiled else "torch's"
         self.detail = f"{found.detail}; {why_not}" if why_not else found.detail
-
-
-def _weights(given: Any) -> Weights:
-    if given not in get_args(Weights):
-        raise UserError(
-            f"weights are kept as full or int8, not as {given!r}", field="engine.options.weights", value=given,
-            nearest=nearest(str(given), get_args(Weights)),
-        )  # fmt: skip
-    return cast(Weights, given)
-
-
-def _compile(given: Any) -> bool | Literal["auto"]:
-    if isinstance(given, bool):
-        return given
-    if given != "auto":
-        raise UserError(f"compile is true, false or auto, not {given!r}", field=FIELD, value=given, nearest="auto")
-    return "auto"
-
-
-def _served(compiled: bool | Literal["auto"], dtype: str, encoder_decoder: bool) -> tuple[bool, str]:
-    """Whether kernels of our own are used, and, where `auto` goes without, why. Raises Refused for `true`."""
-    if compiled is False:
-        return False, ""
-    try:
-        check_native(dtype, encoder_decoder)
-    except Refused as refused:
-        if compiled is True:
-            raise
-        return False, refused.message.replace("compile: true", "compile")
-    return True, ""
 
 
 def _second_head(card: models.ModelCard, dtype: str) -> int:
