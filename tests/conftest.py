@@ -2,11 +2,15 @@
 
 The environment is set before torch or Ray is imported. One thread per process: two-thread torch steps become 5 to 25
 times slower as soon as a neighbour takes one of two cores (OpenMP barriers), and Ray tests run several processes.
+
+`make test` runs two such processes side by side. What shares something dear (a Ray, the one vLLM engine of a process,
+models) stays in one of them; so does the kill storm, which is many processes itself and never meets a second one.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +27,39 @@ for name, value in QUIET_RAY.items():
     os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+TOGETHER = {
+    "storm": ["tests/pipelines/test_kill_storm.py"],
+    "models": ["tests/engine/torch/"],
+    "vllm": ["tests/engine/vllm/"],
+    "ray": ["tests/pipelines/test_blocks.py", "tests/pipelines/test_generate.py", "tests/pipelines/test_overflow.py"],
+    "jobs": ["tests/pipelines/"],
+}
+"""Tests that stay in one process, the first that fits; any other file is one by itself. The longest come first, so that
+both processes end at about the same time."""
+
+
+def _group(nodeid: str) -> str | None:
+    return next((name for name, starts in TOGETHER.items() if nodeid.startswith(tuple(starts))), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of `TOGETHER` first, where several processes share the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {name: i for i, name in enumerate(TOGETHER)}
+        items.sort(key=lambda item: place.get(_group(item.nodeid) or "", len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid) or nodeid.split("::")[0]
+
+    config.option.loadscopereorder = False  # by our order, not by the number of tests
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
