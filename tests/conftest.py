@@ -33,21 +33,20 @@ TOGETHER = {
     "models": ["tests/engine/torch/"],
     "vllm": ["tests/engine/vllm/"],
     "ray": ["tests/pipelines/test_blocks.py", "tests/pipelines/test_generate.py", "tests/pipelines/test_overflow.py"],
-    "jobs": ["tests/pipelines/"],
 }
-"""Tests that stay in one process, the first that fits; any other file is one by itself. The longest come first, so that
-both processes end at about the same time."""
+"""Tests that stay in one process. Any other file is one by itself."""
 
 
-def _group(nodeid: str) -> str | None:
-    return next((name for name, starts in TOGETHER.items() if nodeid.startswith(tuple(starts))), None)
+def _group(nodeid: str) -> str:
+    fits = (name for name, starts in TOGETHER.items() if nodeid.startswith(tuple(starts)))
+    return next(fits, nodeid.partition("::")[0])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of `TOGETHER` first, where several processes share the tests."""
+    """The longest group first where processes share the tests, so that they end at about the same time. All else keeps
+    its order: no process sees two tests in an order that one process would not."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        place = {name: i for i, name in enumerate(TOGETHER)}
-        items.sort(key=lambda item: place.get(_group(item.nodeid) or "", len(place)))
+        items.sort(key=lambda item: _group(item.nodeid) != "storm")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,9 +55,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid) or nodeid.split("::")[0]
+            return _group(nodeid)
 
-    config.option.loadscopereorder = False  # by our order, not by the number of tests
+    config.option.loadscopereorder = False  # not by the number of tests
     return Together(config, log)
 
 
