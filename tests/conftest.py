@@ -22,6 +22,7 @@ QUIET_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # at 15 they starve beside a second process of tests
 }
 for name, value in QUIET_RAY.items():
     os.environ.setdefault(name, value)
