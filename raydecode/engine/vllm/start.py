@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raydecode.engine.vllm.params import speculates
+from raydecode.engine.vllm.params import speculates, speculation
 from raydecode.errors import UserError, nearest
+from raydecode.models import locate
 from raydecode.models.card import ModelCard, check
 from raydecode.models.memory import available_bytes
 
@@ -50,7 +51,8 @@ OURS = {
 """Arguments that raydecode sets, and where the user says it instead."""
 
 PROCESSOR, EXTENSION = "raydecode.engine.vllm.processor:Processor", "raydecode.engine.vllm.processor.Extension"
-"""Our samplers inside vLLM, by name: its workers may be other processes."""
+PROPOSER = "raydecode.engine.vllm.proposer.Proposer"
+"""Our samplers and drafters inside vLLM, by name: its workers may be other processes."""
 
 BLOCK = 128
 """Tokens per cache block on CPU (vLLM's default there)."""
@@ -87,6 +89,7 @@ def start(
     slots: int,
     max_length: int,
     threads: int | None,
+    drafts: int = 0,
     options: Mapping[str, Any],
 ) -> Any:
     """A running `vllm.LLMEngine` in this process; errors name the option that is wrong."""
@@ -108,7 +111,7 @@ def start(
         except Exception as error:
             message = f"vLLM is installed but cannot be imported: {type(error).__name__}: {error}"
             raise UserError(message, field="engine.name", value="vllm", hint=f"{EXTRAS}; or engine torch") from error
-        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)], cpu=cpu)
+        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)], cpu=cpu, drafts=drafts)
         arguments: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -123,18 +126,29 @@ def start(
             "use_tqdm_on_load": False,
             "seed": 0,
         }
-        given = dict(options)
-        if not speculates(options):  # vLLM takes one or the other
+        given = with_folder(options)
+        arguments["worker_extension_cls"] = EXTENSION
+        speculative = speculates(options) or drafts > 0
+        if speculative:  # V1 takes no processors beside it: `Extension.raydecode_attach`
+            given["async_scheduling"] = False
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        else:
             given["logits_processors"] = [*(options.get("logits_processors") or ()), PROCESSOR]
-            arguments["worker_extension_cls"] = EXTENSION
+        if drafts:
+            method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafts}
+            arguments["speculative_config"] = method
         if cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             check(folder, dtype=dtype, kv_tokens=max_length)
-            arguments |= cpu_arguments(card, dtype, slots, max_length)
+            tokens = drafts or int((options.get("speculative_config") or {}).get("num_speculative_tokens") or 0)
+            arguments |= cpu_arguments(card, dtype, slots, max_length, tokens)
             if threads:
                 torch.set_num_threads(threads)
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**{**arguments, **given}))
+            engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **given}))
+            if speculative:
+                engine.collective_rpc("raydecode_attach")
+            return engine
         except (VLLMError, ValueError, TypeError) as error:  # pydantic's errors about arguments are ValueErrors
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -142,12 +156,35 @@ def start(
             ) from error
 
 
-def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool) -> None:
+def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, drafts: int = 0) -> None:
     """Every option is an EngineArgs field that raydecode does not set itself."""
     if cpu and options.get("enable_chunked_prefill"):
         raise UserError(
             "a seeded row whose prompt is read in chunks ends vLLM's engine on CPU",
             field="engine.options.enable_chunked_prefill", value=True, hint="leave it out: prompts are read whole here",
+        )  # fmt: skip
+    method = speculation(options)
+    if speculates(options) and method == "suffix" and importlib.util.find_spec("arctic_inference") is None:
+        raise UserError(
+            "vLLM's own suffix decoding needs the package arctic-inference",
+            field="engine.options.speculative_config.method", value=method,
+            hint="pip install arctic-inference, or decoding.drafter: suffix, which is raydecode's",
+        )  # fmt: skip
+    if speculates(options) and method == "custom_class":
+        raise UserError(
+            "the class that vLLM takes drafts from is raydecode's here",
+            field="engine.options.speculative_config.method", value=method,
+            hint="a drafter of your own is a file with raydecode's contract: decoding.drafter",
+        )  # fmt: skip
+    if drafts and speculates(options):
+        raise UserError(
+            f"drafters of rows and vLLM's own '{method}' cannot both draft", field="engine.options.speculative_config",
+            value=method, hint="leave one out",
+        )  # fmt: skip
+    if (drafts or speculates(options)) and options.get("async_scheduling"):
+        raise UserError(
+            "asynchronous scheduling and speculation do not go together here: a step waits for the last one's tokens",
+            field="engine.options.async_scheduling", value=True, hint="leave it out",
         )  # fmt: skip
     for name, value in options.items():
         where = f"engine.options.{name}"
@@ -160,7 +197,15 @@ def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool) ->
             )  # fmt: skip
 
 
-def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int) -> dict[str, Any]:
+def with_folder(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the source of a draft model, said as a job says `model`, as the folder that holds it."""
+    asked = dict(options.get("speculative_config") or {})
+    if "model" not in asked or speculation(options) != "draft_model":
+        return dict(options)
+    return {**options, "speculative_config": {**asked, "model": str(locate(str(asked["model"])))}}
+
+
+def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int, drafts: int = 0) -> dict[str, Any]:
     """CPU only. The cache is sized in bytes: `VLLM_CPU_KVCACHE_SPACE` counts whole GiB and would win over it if set.
 
     Wanted: every slot at full length. Taken: at most a quarter of the memory that is free after the weights, at least
@@ -175,7 +220,7 @@ def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int) -> d
         "enforce_eager": True,
         "kv_cache_memory_bytes": cache,
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(2048, max_length, slots),
+        "max_num_batched_tokens": max(2048, max_length, slots * (1 + drafts)),
     }
 
 

