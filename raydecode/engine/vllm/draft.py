@@ -19,12 +19,24 @@ from typing import Any, cast
 from raydecode import registry
 from raydecode.contracts import Drafter
 from raydecode.engine.draft import Drafters
+from raydecode.engine.host import ServiceHost
+from raydecode.engine.lane import Lane
+from raydecode.engine.rounds import Rounds
 from raydecode.engine.rows import Row
+from raydecode.engine.walk import Methods
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from raydecode.tree import TokenTree
 
 DRAFTS = 16
 """Most drafted tokens per row and step, as on the torch engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoLane:
+    """vLLM's model as drafters see it: nothing of its inside, and no lane that a wish may name."""
+
+    sites: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +67,9 @@ class DraftRows:
     def __init__(self, budget: int, vocab_size: int, keep: int) -> None:
         self._vocab_size, self._keep = vocab_size, keep
         self._live: dict[str, Drafter] = {}
-        self._drafters = Drafters(self._drafter, _no_monitor, budget=budget)
+        none = Methods(_nothing, _nothing)
+        rounds = Rounds(cast(Lane, NoLane()), {}, none, _nothing, cast(ServiceHost, None))
+        self._drafters = Drafters(self._drafter, _nothing, rounds, budget=budget)
         self._rows: OrderedDict[str, Drafting] = OrderedDict()
 
     def propose(
@@ -136,5 +150,5 @@ def best_path(tree: TokenTree) -> TokenTree:
     )
 
 
-def _no_monitor(name: str) -> Any:
-    raise AssertionError(f"vLLM's rows have no monitors, and {name} is one")
+def _nothing(name: str) -> Any:
+    raise AssertionError(f"inside vLLM drafters see token ids only: nobody asks for {name}")

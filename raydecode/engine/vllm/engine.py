@@ -31,8 +31,9 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
 from raydecode.engine.vllm import draft
 from raydecode.engine.vllm.own import wire
-from raydecode.engine.vllm.params import DRAFTER, plan, refuse, row_seed, speculates, speculation
+from raydecode.engine.vllm.params import DRAFTER, plan, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
+from raydecode.engine.vllm.speculation import drafts_for, speculation
 from raydecode.engine.vllm.start import start
 from raydecode.errors import Refused, RowError, UserError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent
@@ -90,7 +91,7 @@ class VllmEngine:
         import torch
 
         given = dict(options or {})
-        self._options, self._drafts, self._speculates = given, drafts, bool(drafts) or speculates(given)
+        self._options, self._drafts, self._speculates = given, drafts, bool(drafts or speculation(given))
         self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
             Path(folder),
@@ -188,6 +189,7 @@ class VllmEngine:
         mapped = plan(spec.sampler, speculates=self._speculates)
         if spec.drafter:
             spec = replace(spec, drafter=registry.get("drafters", spec.drafter.name).parse(spec.drafter, DRAFTER))
+        drafter = drafts_for(spec, self._options)
         ids = self._encode(request.prompt)
         wrong = next((i for i in (*ids, *request.resume) if not 0 <= i < self.vocabulary.size), None)
         if wrong is not None:
@@ -200,7 +202,7 @@ class VllmEngine:
         return [
             Row(
                 RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
-                request.noise_key(sample), request.resume, drafter=self._drafts_by(spec), submitted_at=self.clock(),
+                request.noise_key(sample), request.resume, drafter=drafter, submitted_at=self.clock(),
             )
             for sample in range(spec.n)
         ]  # fmt: skip
@@ -211,15 +213,9 @@ class VllmEngine:
             return None
         return Refused(
             f"this vllm engine was started without drafters, and the row asks for '{spec.drafter.name}'",
-            field="decoding.drafter", value=spec.drafter.name,
+            field=DRAFTER, value=spec.drafter.name,
             hint="name it in the job: decoding.drafter, or decoding.roster.drafters",
         )  # fmt: skip
-
-    def _drafts_by(self, spec: DecodingSpec) -> str | None:
-        """Who drafts for a row: its own drafter, or vLLM's method, which serves all rows."""
-        if spec.drafter or not speculates(self._options):
-            return spec.drafter.name if spec.drafter else None
-        return f"vllm {speculation(self._options)}"
 
     def _encode(self, prompt: Prompt) -> list[int]:
         match prompt:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydecode import registry
+from raydecode.engine.vllm.speculation import both, refuse_speculation, speculation
 from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
 
@@ -78,9 +79,13 @@ def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refu
                 value=cards[0].name,
                 hint=f"what would work: {INSTEAD[room]}",
             )
+    options = options or {}
+    refused = refuse_speculation(options)
+    if refused:
+        return refused
     try:
-        _check_drafter(spec.drafter, options or {})
-        plan(spec.sampler, speculates=speculates(options or {}))
+        _check_drafter(spec.drafter, options)
+        plan(spec.sampler, speculates=bool(speculation(options)))
     except Refused as refusal:
         return refusal
     except UserError as error:
@@ -88,24 +93,16 @@ def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refu
     return None
 
 
-def speculates(options: Mapping[str, Any]) -> bool:
-    """Whether vLLM drafts itself, for all rows."""
-    return bool(options.get("speculative_config"))
-
-
-def speculation(options: Mapping[str, Any]) -> str:
-    """The method by which vLLM drafts itself; it guesses one where none is named."""
-    return str((options.get("speculative_config") or {}).get("method", "draft_model"))
-
-
 def _check_drafter(card: Card | None, options: Mapping[str, Any]) -> None:
     """Raise for a drafter that cannot run inside vLLM, and for two on one row."""
     if card is None:
         return
-    if speculates(options):
-        both = f"drafter '{card.name}' and vLLM's own '{speculation(options)}' cannot both draft"
-        hint = "leave one out: decoding.drafter: none, or no engine.options.speculative_config"
-        raise Refused(both, field=DRAFTER, value=card.name, hint=hint)
+    given = speculation(options)
+    if given:
+        raise both(f"drafter '{card.name}'", given, DRAFTER, card.name)
+    refused = refuse_speculation(options, drafts=1)
+    if refused:
+        raise refused
     method = registry.get("drafters", card.name, DRAFTER)
     if "vllm" not in method.engines:
         here = ", ".join(one.name for one in registry.cards("drafters") if "vllm" in one.engines)

@@ -24,10 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raydecode.engine.vllm.params import speculates, speculation
+from raydecode.engine.vllm.speculation import FIELD, refuse_speculation, speculation
 from raydecode.errors import UserError, nearest
 from raydecode.models import locate
-from raydecode.models.card import ModelCard, check
+from raydecode.models.card import ModelCard, check, read_card
+from raydecode.models.errors import ModelError
 from raydecode.models.memory import available_bytes
 
 SERIES = "0.32"
@@ -128,20 +129,24 @@ def start(
         }
         given = with_folder(options)
         arguments["worker_extension_cls"] = EXTENSION
-        speculative = speculates(options) or drafts > 0
+        if drafts:
+            method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafts}
+            given["speculative_config"] = method
+        speculative = given.get("speculative_config")
         if speculative:  # V1 takes no processors beside it: `Extension.raydecode_attach`
             given["async_scheduling"] = False
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         else:
             given["logits_processors"] = [*(options.get("logits_processors") or ()), PROCESSOR]
-        if drafts:
-            method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafts}
-            arguments["speculative_config"] = method
         if cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            check(folder, dtype=dtype, kv_tokens=max_length)
-            tokens = drafts or int((options.get("speculative_config") or {}).get("num_speculative_tokens") or 0)
-            arguments |= cpu_arguments(card, dtype, slots, max_length, tokens)
+            tokens, further = 0, None
+            if speculative:
+                tokens = speculative["num_speculative_tokens"]
+                further = read_card(speculative["model"]) if speculative["method"] == "draft_model" else None
+            beside = further.weight_bytes(dtype) + max_length * further.kv_bytes_per_token(dtype) if further else 0
+            check(folder, dtype=dtype, kv_tokens=max_length, beside=beside)
+            arguments |= cpu_arguments(card, dtype, slots, max_length, tokens, further)
             if threads:
                 torch.set_num_threads(threads)
         try:
@@ -158,33 +163,13 @@ def start(
 
 def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, drafts: int = 0) -> None:
     """Every option is an EngineArgs field that raydecode does not set itself."""
-    if cpu and options.get("enable_chunked_prefill"):
+    refused = refuse_speculation(options, drafts)
+    if refused:
+        raise refused
+    if cpu and options.get("enable_chunked_prefill") and not (drafts or speculation(options)):
         raise UserError(
             "a seeded row whose prompt is read in chunks ends vLLM's engine on CPU",
             field="engine.options.enable_chunked_prefill", value=True, hint="leave it out: prompts are read whole here",
-        )  # fmt: skip
-    method = speculation(options)
-    if speculates(options) and method == "suffix" and importlib.util.find_spec("arctic_inference") is None:
-        raise UserError(
-            "vLLM's own suffix decoding needs the package arctic-inference",
-            field="engine.options.speculative_config.method", value=method,
-            hint="pip install arctic-inference, or decoding.drafter: suffix, which is raydecode's",
-        )  # fmt: skip
-    if speculates(options) and method == "custom_class":
-        raise UserError(
-            "the class that vLLM takes drafts from is raydecode's here",
-            field="engine.options.speculative_config.method", value=method,
-            hint="a drafter of your own is a file with raydecode's contract: decoding.drafter",
-        )  # fmt: skip
-    if drafts and speculates(options):
-        raise UserError(
-            f"drafters of rows and vLLM's own '{method}' cannot both draft", field="engine.options.speculative_config",
-            value=method, hint="leave one out",
-        )  # fmt: skip
-    if (drafts or speculates(options)) and options.get("async_scheduling"):
-        raise UserError(
-            "asynchronous scheduling and speculation do not go together here: a step waits for the last one's tokens",
-            field="engine.options.async_scheduling", value=True, hint="leave it out",
         )  # fmt: skip
     for name, value in options.items():
         where = f"engine.options.{name}"
@@ -198,23 +183,35 @@ def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, dr
 
 
 def with_folder(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the source of a draft model, said as a job says `model`, as the folder that holds it."""
-    asked = dict(options.get("speculative_config") or {})
-    if "model" not in asked or speculation(options) != "draft_model":
-        return dict(options)
-    return {**options, "speculative_config": {**asked, "model": str(locate(str(asked["model"])))}}
+    """The options in vLLM's own words; the source of a draft model, said as a job says `model`, becomes its folder."""
+    given = speculation(options)
+    if given is None:
+        return {name: value for name, value in options.items() if name != "speculative_config"}
+    if given["method"] == "draft_model":
+        try:
+            given["model"] = str(locate(str(given["model"])))
+        except ModelError as error:
+            raise UserError(
+                f"the draft model cannot be had: {error.message}", field=f"{FIELD}.model", value=given["model"],
+                nearest=error.nearest, hint=error.hint,
+            ) from error  # fmt: skip
+    return {**options, "speculative_config": given}
 
 
-def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int, drafts: int = 0) -> dict[str, Any]:
+def cpu_arguments(
+    card: ModelCard, dtype: str, slots: int, max_length: int, drafts: int = 0, further: ModelCard | None = None
+) -> dict[str, Any]:
     """CPU only. The cache is sized in bytes: `VLLM_CPU_KVCACHE_SPACE` counts whole GiB and would win over it if set.
 
     Wanted: every slot at full length. Taken: at most a quarter of the memory that is free after the weights, at least
     one row at full length; with less than wanted vLLM pre-empts rows and computes them again.
     """
     blocks = -(-max_length // BLOCK)
-    per_block = BLOCK * card.kv_bytes_per_token(dtype)
+    models = [card, *([further] if further else [])]
+    per_block = BLOCK * sum(one.kv_bytes_per_token(dtype) for one in models)
     memory = available_bytes()
-    free = max((UNKNOWN_MEMORY if memory is None else memory) - card.weight_bytes(dtype), 0)
+    weights = sum(one.weight_bytes(dtype) for one in models)
+    free = max((UNKNOWN_MEMORY if memory is None else memory) - weights, 0)
     cache = min((slots * blocks + 1) * per_block, max(free // 4, (blocks + 1) * per_block))
     return {
         "enforce_eager": True,
