@@ -109,6 +109,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
     if any(row["vllm"] == OURS[0] for row in rows):
         out.print("vllm*: by raydecode's processor inside vLLM, as are all chains that vLLM's order cannot give")
     if any(row["vllm"] == OURS[1] for row in rows):
-        out.print("vllm*, drafters: by raydecode's proposer inside vLLM; vLLM's own: engine.options.speculative_config")
+        from raydecode.engine.vllm.speculation import FIELD, METHODS
+
+        out.print("vllm*, drafters: by raydecode's proposer inside vLLM")
+        out.print(f"vLLM's own, one for all rows of a job: {FIELD} ({', '.join(METHODS)})", markup=False)
     if not rows:
         out.print("no method is registered in this room yet")
