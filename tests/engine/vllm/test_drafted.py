@@ -110,7 +110,7 @@ def elsewhere(folder: Path, arguments: Mapping[str, Any], *runs: Run) -> list[di
 
 @pytest.fixture(scope="module")
 def truth(vllm_engine: VllmEngine, smollm: Path) -> dict[str, OutcomeEvent]:
-    """Plain decoding: greedy rows by vLLM, sampled ones by the torch engine; where plain vLLM draws our noise, by both."""
+    """Plain decoding: greedy rows by vLLM, sampled ones by the torch engine, and by both where vLLM draws our noise."""
     from raydecode.engine.torch import TorchEngine
 
     rows = asked([None])
