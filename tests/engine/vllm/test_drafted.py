@@ -169,8 +169,7 @@ def test_our_drafters_leave_every_text(smollm: Path, truth: dict[str, OutcomeEve
         assert sum(one.accepted for one in mine) > 50, name
         assert all(one.draft_s > 0 and one.drafter_bytes > 0 for one in mine), name
     assert sum(one.stats.accepted for one in again.values()) > 20
-    with pytest.raises(AssertionError, match="top_p"):
-        same(broken, truth)
+    assert any(broken[id].tokens != truth[id.replace("aded", "None")].tokens for id in broken)
     assert truth["greedy 0 None"].text.startswith(cut.text)
     assert cut.reason == "stop"
     assert failed.error
