@@ -56,7 +56,7 @@ def choose(job: JobConfig) -> Choice:
     from raydecode.engine.vllm import available
 
     missing = available()
-    refused = None if missing else _refused("vllm", job) or _family("vllm", job)
+    refused = None if missing else _drafted(job) or _refused("vllm", job) or _family("vllm", job)
     if missing or refused:
         _raise(_refused("torch", job))
         why = f"vLLM refuses: {refused.message}" if refused else f"vLLM cannot run here: {missing}"
@@ -87,9 +87,9 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
         common["options"] = {**engine.options, "trust_remote_code": True}
     if choice.name == "vllm":
         _raise(_family("vllm", job))  # now that the model is here, whatever `choose` could see
-        from raydecode.engine.vllm import VllmEngine
+        from raydecode.engine.vllm import DRAFTS, VllmEngine
 
-        return VllmEngine(folder, **common)
+        return VllmEngine(folder, drafts=DRAFTS if job.drafters else 0, **common)
     from raydecode.engine.torch import TorchEngine
 
     return TorchEngine(folder, **common, lanes=draft_models(job))
@@ -127,6 +127,17 @@ def _refused(engine: str, job: JobConfig) -> Refused | None:
         (_refusal(engine, job, job.spec),), (_roster_refusal(engine, job, *one) for one in roster)
     )
     return next((refused for refused in answers if refused), None)
+
+
+def _drafted(job: JobConfig) -> Refused | None:
+    """Why `auto` does not take vLLM for a job with drafters, which vLLM hosts when it is asked for by name."""
+    named = job.drafters
+    if not named:
+        return None
+    return Refused(
+        f"nothing measured drafter '{named[0].name}' on vLLM, whose sampled rows draw other noise with drafters than "
+        "without", field="decoding.drafter", value=named[0].name, hint="engine.name=vllm takes it",
+    )  # fmt: skip
 
 
 def _family(engine: str, job: JobConfig) -> Refused | None:

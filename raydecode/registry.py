@@ -143,10 +143,10 @@ def register(
 
 
 def _engines(room: str, cls: type, vllm: Vllm | None) -> tuple[str, ...]:
-    """vLLM hosts a sampler that it has itself, and by our logits processor any that reads logits and ids only."""
-    given = Needs(own_logp=True, history=True)
-    enough = getattr(cls, "needs", Needs()) | given == given and not hasattr(cls, "needs_of")
-    inside = room == "samplers" and enough
+    """vLLM hosts a sampler that it has itself, and by our classes in it any sampler that reads logits and ids only and
+    any drafter that reads ids only."""
+    given = {"samplers": Needs(own_logp=True, history=True), "drafters": Needs()}.get(room)
+    inside = given and getattr(cls, "needs", Needs()) | given == given and not hasattr(cls, "needs_of")
     return ("torch", "toy", *(("vllm",) if vllm or inside else ()))
 
 

@@ -74,11 +74,21 @@ SPECULATES = {"speculative_config": {"method": "ngram", "num_speculative_tokens"
 
 
 @pytest.mark.parametrize("chain", [["mirostat2"], [{"name": "top_p", "p": 0.9}, {"name": "temperature", "value": 0.8}]])
-def test_a_chain_that_vllm_does_not_have_runs_in_our_processor_unless_vllm_speculates(chain: list) -> None:
-    assert choose(job("some/model", engine={"name": "vllm"}, decoding={"sampler": chain})).name == "vllm"
+@pytest.mark.parametrize("options", [{}, SPECULATES])
+def test_a_chain_that_vllm_does_not_have_runs_in_our_processor(chain: list, options: dict) -> None:
+    asked = job("some/model", engine={"name": "vllm", "options": options}, decoding={"sampler": chain})
+    assert choose(asked).name == "vllm"
+
+
+def test_vllm_hosts_drafters_that_read_ids_when_it_is_named_and_auto_does_not_take_it() -> None:
+    for decoding in ({"drafter": "ngram"}, {"roster": {"drafters": ["suffix"]}}):
+        assert choose(job("some/model", engine={"name": "vllm"}, decoding=decoding)).name == "vllm"
+        assert choose(job("some/model", decoding=decoding)).name == "torch"
     with pytest.raises(Refused) as caught:
-        choose(job("some/model", engine={"name": "vllm", "options": SPECULATES}, decoding={"sampler": chain}))
-    assert "speculative_config" in str(caught.value)
+        choose(job("some/model", engine={"name": "vllm"}, decoding={"drafter": "token_recycling"}))
+    assert "aded, ngram, suffix" in str(caught.value)
+    with pytest.raises(Refused, match="cannot both draft"):
+        choose(job("some/model", engine={"name": "vllm", "options": SPECULATES}, decoding={"drafter": "ngram"}))
 
 
 def test_auto_takes_torch_for_what_vllm_cannot_give() -> None:

@@ -8,6 +8,8 @@ import typer
 
 from raydecode.cli.terminal import out, print_json
 
+OURS = ("our processor", "our proposer")
+
 
 def command(
     room: Annotated[
@@ -40,7 +42,7 @@ def listed(room: str | None = None) -> list[dict[str, Any]]:
             "exact": method.effects.exact,
             "pure": method.effects.pure,
             "engines": list(method.engines),
-            "vllm": None if "vllm" not in method.engines else "its own" if method.vllm else "our processor",
+            "vllm": _inside(method),
             "loads": method.loads,
             "origin": method.origin,
             "options": method.schema(),
@@ -74,9 +76,16 @@ def options(row: dict[str, Any]) -> str:
 
 
 def engines(row: dict[str, Any]) -> str:
-    """`torch, toy, vllm*`: who hosts it; the star stands for our logits processor inside vLLM."""
-    star = "*" if row["vllm"] == "our processor" else ""
+    """`torch, toy, vllm*`: who hosts it; the star stands for our classes inside vLLM."""
+    star = "*" if row["vllm"] in OURS else ""
     return ", ".join(name + star if name == "vllm" else name for name in row["engines"])
+
+
+def _inside(method: Any) -> str | None:
+    """Who runs it inside vLLM, if anybody."""
+    if "vllm" not in method.engines:
+        return None
+    return "its own" if method.vllm else OURS[method.room == "drafters"]
 
 
 def _paper(paper: str) -> str:
@@ -97,7 +106,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
         out.print(f"  {row['name']}({options(row)})", markup=False, end="  ")
         out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)
         out.print(f"      {row['summary']}", markup=False)
-    if any(row["vllm"] == "our processor" for row in rows):
+    if any(row["vllm"] == OURS[0] for row in rows):
         out.print("vllm*: by raydecode's processor inside vLLM, as are all chains that vLLM's order cannot give")
+    if any(row["vllm"] == OURS[1] for row in rows):
+        from raydecode.engine.vllm.speculation import FIELD, METHODS
+
+        out.print("vllm*, drafters: by raydecode's proposer inside vLLM")
+        out.print(f"vLLM's own, one for all rows of a job: {FIELD} ({', '.join(METHODS)})", markup=False)
     if not rows:
         out.print("no method is registered in this room yet")

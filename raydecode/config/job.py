@@ -12,7 +12,7 @@ from raydecode.columns import CHOICES
 from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
 from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
-from raydecode.request import DecodingSpec, Json
+from raydecode.request import Card, DecodingSpec, Json
 
 SHORT_FORMS = {"model": "source", "engine": "name"}
 """Sections that may be written as one word, and the key it stands for."""
@@ -239,6 +239,11 @@ class JobConfig(Section):
     def roster(self) -> Roster:
         return Roster(own=self.spec.cards(), named=self.decoding.roster)
 
+    @property
+    def drafters(self) -> tuple[Card, ...]:
+        """Drafters that the job names for its rows."""
+        return (*self.spec.cards()["drafters"], *(self.decoding.roster or {}).get("drafters", ()))
+
     def notes(self) -> list[str]:
         """Choices that were made for the user, each with its reason."""
         reason = resolve_auto(self.decoding.drafter)[1]
@@ -252,11 +257,14 @@ class JobConfig(Section):
         """What the output depends on, for refusing a changed job over an old output.
 
         Left out because the result does not depend on it: slots, threads, actors, limits, flushing, prices, drafters,
-        deadlines. A prompt file counts by its content.
+        deadlines. A prompt file counts by its content. On vLLM it counts whether there are drafters: sampled rows draw
+        other noise with them (docs/determinism.md).
         """
         whole = self.to_json()
         decoding = {k: v for k, v in whole["decoding"].items() if k not in ("drafter", "deadline_s", "roster")}
         engine = {k: v for k, v in whole["engine"].items() if k not in ("slots", "threads")}
+        if self.engine.name == "vllm" and self.drafters:
+            engine["drafts"] = True
         prompt = self.prompt.section(self.input.format)
         if "file" in prompt:
             prompt["file_sha256"] = _sha256(str(prompt.pop("file")))

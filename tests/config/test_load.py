@@ -203,6 +203,8 @@ def test_identity_is_what_the_texts_depend_on(tmp_path):
     ]
     assert all(parse_job(JOB, [change]).identity() == base for change in same)
     assert all(parse_job(JOB, [change]).identity() != base for change in other)
+    on_vllm = parse_job(JOB, ["engine.name=vllm", "decoding.drafter=none"]).identity()
+    assert parse_job(JOB, ["engine.name=vllm", "decoding.drafter=ngram"]).identity() != on_vllm, "other noise is drawn"
 
 
 def test_a_prompt_file_counts_by_content(tmp_path):

@@ -5,12 +5,16 @@
     available()                       start.py       why vLLM cannot be used on this machine, without importing it
     OwnRows                           own.py         our chain and draw on rows of vLLM's batch; imports no vLLM
     Processor, Plugin                 processor.py   the logits processor that vLLM loads
+    DraftRows                         draft.py       our drafters on rows of vLLM's batch; imports no vLLM
+    Proposer                          proposer.py    the drafter that vLLM loads
+    Verifier                          verifier.py    drafts verified by the row's chain and keyed noise
 
 One engine per process: vLLM keeps process-wide state, and a third engine in one process fails inside it.
 """
 
+from raydecode.engine.vllm.draft import DRAFTS
 from raydecode.engine.vllm.engine import VllmEngine
 from raydecode.engine.vllm.params import refuse
 from raydecode.engine.vllm.start import available
 
-__all__ = ["VllmEngine", "available", "refuse"]
+__all__ = ["DRAFTS", "VllmEngine", "available", "refuse"]

@@ -10,6 +10,10 @@ express draws from vLLM's generator for this request, seeded by the row's noise 
 device and batch arithmetic, and differs from what the torch engine draws. Such a row cannot be resumed (the generator's
 state would be needed), nor can one of ours whose state needs past log-probabilities; all others can, their delivered
 ids becoming prompt.
+
+Where vLLM speculates, by a row's drafter (`drafts`, `draft.py`) or by its own method (options.speculative_config, for
+all rows), every row that is not plainly greedy runs our chain and noise, and drafts are verified by them
+(`verifier.py`): a text does not depend on who drafted, and a sampled one is the torch engine's.
 """
 
 from __future__ import annotations
@@ -17,15 +21,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from raydecode import registry
 from raydecode.engine.admission import fit_prompt
 from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
+from raydecode.engine.vllm import draft
 from raydecode.engine.vllm.own import wire
-from raydecode.engine.vllm.params import plan, refuse, row_seed, speculates
+from raydecode.engine.vllm.params import DRAFTER, plan, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
+from raydecode.engine.vllm.speculation import drafts_for, speculation
 from raydecode.engine.vllm.start import start
 from raydecode.errors import Refused, RowError, UserError
 from raydecode.events import Event, Fault, OutcomeEvent, RowStats, StepEvent
@@ -46,6 +54,7 @@ class VllmEngine:
     slots:      rows that run at once (vLLM's max_num_seqs)
     max_length: prompt + output of a row; None = the model's context
     threads:    CPU only; None = torch's own (OMP_NUM_THREADS)
+    drafts:     most tokens per row and step that a row's drafter may propose; 0 = rows have no drafters
     options:    further fields of vllm.EngineArgs, for example speculative_config, quantization, tensor_parallel_size
     stream:     also send TextEvent and StepEvent
     """
@@ -62,6 +71,7 @@ class VllmEngine:
         slots: int = 32,
         max_length: int | None = None,
         threads: int | None = None,
+        drafts: int = 0,
         options: Mapping[str, Any] | None = None,
         stream: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -81,7 +91,7 @@ class VllmEngine:
         import torch
 
         given = dict(options or {})
-        self._options = given
+        self._options, self._drafts, self._speculates = given, drafts, bool(drafts or speculation(given))
         self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
             Path(folder),
@@ -90,6 +100,7 @@ class VllmEngine:
             slots=slots,
             max_length=self.context,
             threads=threads,
+            drafts=drafts,
             options=given,
         )
         from vllm.exceptions import VLLMClientError
@@ -107,7 +118,7 @@ class VllmEngine:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        return refuse(spec, self._options)
+        return refuse(spec, self._options) or self._refuse_drafter(spec)
 
     def submit(self, request: Request) -> None:
         try:
@@ -172,10 +183,13 @@ class VllmEngine:
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
         spec = request.decoding
-        refused = refuse(spec, self._options)
+        refused = self.refuse(spec)
         if refused:
             raise RowError("request", "Refused", str(refused))
-        mapped = plan(spec.sampler, speculates=speculates(self._options))
+        mapped = plan(spec.sampler, speculates=self._speculates)
+        if spec.drafter:
+            spec = replace(spec, drafter=registry.get("drafters", spec.drafter.name).parse(spec.drafter, DRAFTER))
+        drafter = drafts_for(spec, self._options)
         ids = self._encode(request.prompt)
         wrong = next((i for i in (*ids, *request.resume) if not 0 <= i < self.vocabulary.size), None)
         if wrong is not None:
@@ -188,10 +202,20 @@ class VllmEngine:
         return [
             Row(
                 RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
-                request.noise_key(sample), request.resume, submitted_at=self.clock(),
+                request.noise_key(sample), request.resume, drafter=drafter, submitted_at=self.clock(),
             )
             for sample in range(spec.n)
         ]  # fmt: skip
+
+    def _refuse_drafter(self, spec: DecodingSpec) -> Refused | None:
+        """vLLM learns at its start whether rows will have drafts."""
+        if spec.drafter is None or self._drafts:
+            return None
+        return Refused(
+            f"this vllm engine was started without drafters, and the row asks for '{spec.drafter.name}'",
+            field=DRAFTER, value=spec.drafter.name,
+            hint="name it in the job: decoding.drafter, or decoding.roster.drafters",
+        )  # fmt: skip
 
     def _encode(self, prompt: Prompt) -> list[int]:
         match prompt:
@@ -237,10 +261,13 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         spec, ends, own = row.spec, self.vocabulary.eos_ids, row.mapped.own
+        extra = {} if own is None else {"raydecode": wire(key, own, row.key, len(row.resumed))}
+        if self._speculates:
+            extra["raydecode.row"] = draft.wire(key, spec.drafter, len(row.prompt), row.limit)
         return SamplingParams(
             **row.mapped.fields,
             seed=None if row.mapped.greedy or own is not None else row_seed(row.key),
-            extra_args=None if own is None else {"raydecode": wire(key, own, row.key, len(row.resumed))},
+            extra_args=extra or None,
             max_tokens=max(row.limit - len(row.resumed), 1),
             stop_token_ids=sorted({*spec.stop_tokens, *(() if spec.ignore_eos else ends)}),
             ignore_eos=True,
@@ -254,11 +281,7 @@ class VllmEngine:
     def _take(self, key: str, row: Row, output: Any, events: list[Event]) -> None:
         """Fold one step's output into its row; several tokens if vLLM speculates."""
         completion = output.outputs[0]
-        at, *fault = self._faults.get(key, (None,))
-        if at is not None and at <= len(row.output):  # a worker may be a step ahead
-            row.fail(*fault)
-            self._end(key, row, events, finished=bool(completion.finish_reason))
-            return
+        at, *fault = self._faults.get(key, (None,))  # a worker may be a step ahead
         if not row.forwards:
             row.first_token_at, row.cached = self.clock(), output.num_cached_tokens or 0
             if row.resumed and row.spec.logprobs is not None:
@@ -269,19 +292,22 @@ class VllmEngine:
         row.forwards += 1
         pending, t0 = (*row.prompt, *row.output)[-1] if self.stream else 0, len(row.output)
         for i, token in enumerate(completion.token_ids):
-            if row.reason:
+            if row.reason or (at is not None and at <= len(row.output)):
                 break
             logp, top = (
                 (None, ()) if row.spec.logprobs is None else facts(completion.logprobs[i], token, row.spec.logprobs)
             )
             events.append(row.take(token, self.vocabulary.token_bytes, self.vocabulary.eos_ids, logp, top))
+        if row.reason is None and at is not None and at <= len(row.output):
+            row.fail(*fault)
         if row.reason is None and completion.finish_reason:
             what = f"vLLM ended the row: {completion.finish_reason}, {completion.stop_reason}"
             row.fail("engine", "VllmFinish", what)
         emitted = tuple(row.output[t0:])
+        row.accepted += max(len(emitted) - 1, 0)
         if self.stream and emitted:
             tree, path = TokenTree.chain((pending, *emitted[:-1])), tuple(range(len(emitted)))
-            events.append(StepEvent(row.id, t0, tree, path, emitted, None))
+            events.append(StepEvent(row.id, t0, tree, path, emitted, row.drafter if len(emitted) > 1 else None))
             events.extend(filter(None, [row.news()]))
         if row.reason:
             self._end(key, row, events, finished=bool(completion.finish_reason))
@@ -303,6 +329,10 @@ class VllmEngine:
             row.reports = next(
                 (tuple(found) for found in self._ask("raydecode_close", key, len(row.output)) if found), ()
             )
+        if self._speculates:
+            found = next(filter(None, self._ask("raydecode_drafted", key)))
+            row.drafted, row.draft_failures = found["drafted"], found.get("failures", 0)
+            row.drafter_bytes, row.draft_s = found.get("bytes", 0), found.get("seconds", 0.0)
         events.append(row.outcome(self.clock()))
 
     def _ask(self, what: str, *args: Any) -> list[Any]:

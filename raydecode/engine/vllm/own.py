@@ -124,6 +124,34 @@ class OwnRows:
                     kept[r].states[row.t + 1] = tuple(row.sampler_state)
         return token_of
 
+    def verify(
+        self,
+        x_MV: Tensor,
+        first: Sequence[int],
+        kept: Sequence[Kept],
+        outputs: Sequence[Sequence[int]],
+        drafts: Sequence[Sequence[int]],
+    ) -> list[list[int]]:
+        """The walk along each row's drafted chain: at every position the row's own chain and noise choose, and it goes
+        on while they choose the drafted token. Tokens chosen, in order; of a row that ends in error those before.
+
+        first: where in the M positions the row's own stand, len(draft) + 1 of them
+        """
+        chosen: list[list[int]] = [[] for _ in kept]
+        live, depth = list(range(len(kept))), 0
+        while live:
+            x_RV = x_MV[[first[r] + depth for r in live]].to(torch.float32)
+            tokens = self.choose(x_RV, [kept[r] for r in live], [[*outputs[r], *chosen[r]] for r in live])
+            going = []
+            for r, token in zip(live, tokens, strict=True):
+                if token is None:
+                    continue
+                chosen[r].append(token)
+                if depth < len(drafts[r]) and drafts[r][depth] == token:
+                    going.append(r)
+            live, depth = going, depth + 1
+        return chosen
+
     def _follow(self, kept: Kept, output: Sequence[int]) -> None:
         """Make the row's context and state those of its output, ahead of or behind what was seen last."""
         row, t = kept.row, len(kept.first) + len(output)

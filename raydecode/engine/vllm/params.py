@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydecode import registry
+from raydecode.engine.vllm.speculation import both, refuse_speculation, speculation
 from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
 
@@ -34,7 +35,6 @@ LIMITS: dict[str, tuple[float, float]] = {
 below 0.01 to 0.01; exactly 0 is greedy on both sides and allowed."""
 
 INSTEAD = {
-    "drafters": "vLLM's own speculation by engine.options.speculative_config, or engine torch",
     "searches": "engine torch",
     "monitors": "engine torch",
     "interventions": "engine torch: vLLM runs the model where no tensor can be changed",
@@ -65,6 +65,9 @@ class Mapped:
         return not self.state if self.own is not None else self.greedy and not self.history
 
 
+DRAFTER = "decoding.drafter"
+
+
 def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refused | None:
     """Why vLLM, started with `engine.options`, cannot host `spec`, naming the pair and what would work; else None."""
     for room, cards in spec.cards().items():
@@ -76,8 +79,13 @@ def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refu
                 value=cards[0].name,
                 hint=f"what would work: {INSTEAD[room]}",
             )
+    options = options or {}
+    refused = refuse_speculation(options)
+    if refused:
+        return refused
     try:
-        plan(spec.sampler, speculates=speculates(options or {}))
+        _check_drafter(spec.drafter, options)
+        plan(spec.sampler, speculates=bool(speculation(options)))
     except Refused as refusal:
         return refusal
     except UserError as error:
@@ -85,24 +93,40 @@ def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refu
     return None
 
 
-def speculates(options: Mapping[str, Any]) -> bool:
-    """vLLM takes no logits processors beside its own speculation (V1 refuses to start)."""
-    return bool(options.get("speculative_config"))
+def _check_drafter(card: Card | None, options: Mapping[str, Any]) -> None:
+    """Raise for a drafter that cannot run inside vLLM, and for two on one row."""
+    if card is None:
+        return
+    given = speculation(options)
+    if given:
+        raise both(f"drafter '{card.name}'", given, DRAFTER, card.name)
+    refused = refuse_speculation(options, drafts=1)
+    if refused:
+        raise refused
+    method = registry.get("drafters", card.name, DRAFTER)
+    if "vllm" not in method.engines:
+        here = ", ".join(one.name for one in registry.cards("drafters") if "vllm" in one.engines)
+        why = f"inside vLLM a drafter sees token ids only: {here}"
+        hint = f"{why}; engines that host it: {', '.join(method.engines) or 'none'}"
+        raise Refused(f"engine vllm cannot host drafter '{card.name}'", field=DRAFTER, value=card.name, hint=hint)
+    method.parse(card, DRAFTER)
 
 
 def plan(chain: Sequence[Card], *, speculates: bool = False) -> Mapped:
-    """The chain as vLLM's parameters if they express it, else as our processor's; raises Refused where neither can."""
+    """The chain as vLLM's parameters if they express it, else as our processor's; raises Refused where neither can.
+
+    speculates: then vLLM verifies plain greedy rows, and we all others: its rejection sampling would make the text of a
+    seed depend on the drafts, and it ignores or refuses some fields.
+    """
     try:
         mapped = map_chain(chain)
-    except Refused as refusal:
-        if speculates:
-            hint = f"{refusal.hint}; our samplers run beside vLLM without engine.options.speculative_config"
-            refusal.hint = hint
-            raise
+    except Refused:
         own = own_chain(chain)
     else:
         registry.check_chain(chain, "decoding.sampler")
-        return mapped
+        if not speculates or (mapped.greedy and len(mapped.fields) == 1):
+            return mapped
+        own = own_chain(chain)
     methods = [registry.get("samplers", card.name) for card in own]
     state = any(method.needs.own_logp and getattr(method.factory, "columns", {}) for method in methods)
     return Mapped({"temperature": 0.0}, any(method.needs.history for method in methods), own, state)

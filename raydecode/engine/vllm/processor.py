@@ -18,10 +18,12 @@ asks for it by `extra_args` (over HTTP `vllm_xargs`):  {"raydecode": '{"sampler"
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,7 @@ class Processor(V1Processor, V2Processor):
         self.rows = OwnRows(KEPT_PER_SLOT * slots)
         self._seats: dict[int, Seat] = {}
         self._new: dict[int, Mapping[str, Any]] = {}
+        self._settled: Sequence[tuple[int, int]] | None = None
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -121,25 +124,37 @@ class Processor(V1Processor, V2Processor):
 
     # ------------------------------------------------------------------ both
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        if self._settled is not None:
+            leave_only(logits, self._settled)
+            return logits
         if not (self._seats or self._new):
             return logits
         groups: Iterable[tuple[Sequence[int], Sequence[Seat]]]
-        groups = self._by_depth(ctx) if ctx is not None else [(sorted(self._seats), self._in_order())]
+        groups = self._by_depth(ctx) if ctx is not None else [([*self.seats()], [*self.seats().values()])]
         for at, seats in groups:
             if at:
                 self._put(logits, at, seats)
         return logits
+
+    @contextmanager
+    def settled(self, chosen: Sequence[tuple[int, int]]) -> Iterator[None]:
+        """V1, inside: `apply` chooses nothing; (slot, token) were chosen by a walk over drafts (`verifier.py`)."""
+        self._settled = chosen
+        try:
+            yield
+        finally:
+            self._settled = None
+
+    def seats(self) -> dict[int, Seat]:
+        """V1: our rows, by slot."""
+        return dict(sorted(self._seats.items()))
 
     def _put(self, logits: Tensor, at: Sequence[int], seats: Sequence[Seat]) -> None:
         """Leave the rows at `at` their chosen token only."""
         every = len(at) == len(logits) and list(at) == list(range(len(logits)))
         x_RV = (logits if every else logits[list(at)]).to(torch.float32)
         tokens = self.rows.choose(x_RV, [seat.kept for seat in seats], [seat.output for seat in seats])
-        chosen = [(row, token) for row, token in zip(at, tokens, strict=True) if token is not None]
-        if chosen:
-            row_R, token_R = (torch.tensor(ids, device=logits.device) for ids in zip(*chosen, strict=True))
-            logits.index_fill_(0, row_R, float("-inf"))
-            logits[row_R, token_R] = 0.0
+        leave_only(logits, [(row, token) for row, token in zip(at, tokens, strict=True) if token is not None])
 
     def _by_depth(self, ctx: Any) -> Iterator[tuple[list[int], list[Seat]]]:
         """V2: rows of logits and their seats, one group per depth. Where vLLM speculates, a request has a row per
@@ -183,13 +198,18 @@ class Processor(V1Processor, V2Processor):
     def _ids(self, slot: int, start: int, end: int) -> list[int]:
         return self._state.all_token_ids.gpu[slot, start:end].tolist()
 
-    def _in_order(self) -> list[Seat]:
-        return [seat for _, seat in sorted(self._seats.items(), key=lambda item: item[0])]
-
     def _leave(self, slot: int) -> None:
         seat = self._seats.pop(slot, None)
         if seat and not any(other.kept is seat.kept for other in self._seats.values()):  # it may sit elsewhere by now
             self.rows.release(seat.kept)
+
+
+def leave_only(x_RV: Tensor, chosen: Sequence[tuple[int, int]]) -> None:
+    """Make (row, token) the only finite logit of its row."""
+    if chosen:
+        row_R, token_R = (torch.tensor(ids, device=x_RV.device) for ids in zip(*chosen, strict=True))
+        x_RV.index_fill_(0, row_R, float("-inf"))
+        x_RV[row_R, token_R] = 0.0
 
 
 def _parsed(asked: Any) -> dict[str, Any]:
@@ -248,6 +268,21 @@ class Extension:
 
     def raydecode_close(self, id: str, count: int) -> list[dict[str, Any]]:
         return [report for one in self._raydecode() for report in one.rows.close(id, count)]
+
+    def raydecode_attach(self) -> None:
+        """Where vLLM speculates: our chains, drafters and verification; V1 takes no processors then."""
+        from raydecode.engine.vllm.verifier import attach  # it names this module
+
+        attach(self)
+
+    def raydecode_drafted(self, id: str) -> dict[str, Any]:
+        """Of a row that ended, where vLLM speculates: tokens verified for it, and what its drafter was."""
+        runner: Any = self.model_runner
+        if not hasattr(runner, "rejection_sampler"):
+            return {}
+        close = getattr(runner.drafter, "close", None)
+        own = dataclasses.asdict(close(id)) if close else {}
+        return {"drafted": runner.rejection_sampler.drafted.pop(id, 0), **own}
 
     def _raydecode(self) -> list[Processor]:
         """Ours, not vLLM's own nor the plug-in at rest. V1 keeps processors with the batch, V2 with the sampler."""

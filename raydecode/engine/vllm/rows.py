@@ -29,6 +29,7 @@ class Row:
     """prompt: after the overflow policy. limit: most output tokens. key: of the row's noise.
 
     resumed: first ids of the output, delivered by an earlier engine; vLLM gets them as part of the prompt
+    drafter: who drafts for it; the counts behind it are known when the row ends, but for `accepted`
     """
 
     id: RowId
@@ -38,6 +39,7 @@ class Row:
     limit: int
     key: int
     resumed: tuple[int, ...] = ()
+    drafter: str | None = None
     output: list[int] = field(default_factory=list)
     text: bytes = b""
     shown: int = 0
@@ -51,6 +53,11 @@ class Row:
     first_token_at: float = 0.0
     cached: int = 0
     forwards: int = 0
+    accepted: int = 0
+    drafted: int = 0
+    draft_failures: int = 0
+    drafter_bytes: int = 0
+    draft_s: float = 0.0
 
     def take(
         self, token: int, token_bytes: Sequence[bytes], eos: frozenset[int], logp: float | None, top: TopLogp
@@ -93,6 +100,12 @@ class Row:
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached,
             forwards=self.forwards,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            draft_failures=self.draft_failures,
+            drafter=self.drafter,
+            drafter_bytes=self.drafter_bytes,
+            draft_s=self.draft_s,
             queued_s=(self.admitted_at or now) - self.submitted_at,
             first_token_s=max(self.first_token_at - self.submitted_at, 0.0),
             total_s=now - self.submitted_at,

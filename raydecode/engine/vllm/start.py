@@ -24,9 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raydecode.engine.vllm.params import speculates
+from raydecode.engine.vllm.speculation import FIELD, refuse_speculation, speculation
 from raydecode.errors import UserError, nearest
-from raydecode.models.card import ModelCard, check
+from raydecode.models import locate
+from raydecode.models.card import ModelCard, check, read_card
+from raydecode.models.errors import ModelError
 from raydecode.models.memory import available_bytes
 
 SERIES = "0.32"
@@ -50,7 +52,8 @@ OURS = {
 """Arguments that raydecode sets, and where the user says it instead."""
 
 PROCESSOR, EXTENSION = "raydecode.engine.vllm.processor:Processor", "raydecode.engine.vllm.processor.Extension"
-"""Our samplers inside vLLM, by name: its workers may be other processes."""
+PROPOSER = "raydecode.engine.vllm.proposer.Proposer"
+"""Our samplers and drafters inside vLLM, by name: its workers may be other processes."""
 
 BLOCK = 128
 """Tokens per cache block on CPU (vLLM's default there)."""
@@ -87,6 +90,7 @@ def start(
     slots: int,
     max_length: int,
     threads: int | None,
+    drafts: int = 0,
     options: Mapping[str, Any],
 ) -> Any:
     """A running `vllm.LLMEngine` in this process; errors name the option that is wrong."""
@@ -108,7 +112,7 @@ def start(
         except Exception as error:
             message = f"vLLM is installed but cannot be imported: {type(error).__name__}: {error}"
             raise UserError(message, field="engine.name", value="vllm", hint=f"{EXTRAS}; or engine torch") from error
-        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)], cpu=cpu)
+        check_options(options, [field.name for field in dataclasses.fields(EngineArgs)], cpu=cpu, drafts=drafts)
         arguments: dict[str, Any] = {
             "model": str(folder),
             "dtype": dtype,
@@ -123,18 +127,33 @@ def start(
             "use_tqdm_on_load": False,
             "seed": 0,
         }
-        given = dict(options)
-        if not speculates(options):  # vLLM takes one or the other
+        given = with_folder(options)
+        arguments["worker_extension_cls"] = EXTENSION
+        if drafts:
+            method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafts}
+            given["speculative_config"] = method
+        speculative = given.get("speculative_config")
+        if speculative:  # V1 takes no processors beside it: `Extension.raydecode_attach`
+            given["async_scheduling"] = False
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        else:
             given["logits_processors"] = [*(options.get("logits_processors") or ()), PROCESSOR]
-            arguments["worker_extension_cls"] = EXTENSION
         if cpu:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            check(folder, dtype=dtype, kv_tokens=max_length)
-            arguments |= cpu_arguments(card, dtype, slots, max_length)
+            tokens, further = 0, None
+            if speculative:
+                tokens = speculative["num_speculative_tokens"]
+                further = read_card(speculative["model"]) if speculative["method"] == "draft_model" else None
+            beside = further.weight_bytes(dtype) + max_length * further.kv_bytes_per_token(dtype) if further else 0
+            check(folder, dtype=dtype, kv_tokens=max_length, beside=beside)
+            arguments |= cpu_arguments(card, dtype, slots, max_length, tokens, further)
             if threads:
                 torch.set_num_threads(threads)
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**{**arguments, **given}))
+            engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **given}))
+            if speculative:
+                engine.collective_rpc("raydecode_attach")
+            return engine
         except (VLLMError, ValueError, TypeError) as error:  # pydantic's errors about arguments are ValueErrors
             text = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -142,9 +161,12 @@ def start(
             ) from error
 
 
-def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool) -> None:
+def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, drafts: int = 0) -> None:
     """Every option is an EngineArgs field that raydecode does not set itself."""
-    if cpu and options.get("enable_chunked_prefill"):
+    refused = refuse_speculation(options, drafts)
+    if refused:
+        raise refused
+    if cpu and options.get("enable_chunked_prefill") and not (drafts or speculation(options)):
         raise UserError(
             "a seeded row whose prompt is read in chunks ends vLLM's engine on CPU",
             field="engine.options.enable_chunked_prefill", value=True, hint="leave it out: prompts are read whole here",
@@ -160,22 +182,42 @@ def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool) ->
             )  # fmt: skip
 
 
-def cpu_arguments(card: ModelCard, dtype: str, slots: int, max_length: int) -> dict[str, Any]:
+def with_folder(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in vLLM's own words; the source of a draft model, said as a job says `model`, becomes its folder."""
+    given = speculation(options)
+    if given is None:
+        return {name: value for name, value in options.items() if name != "speculative_config"}
+    if given["method"] == "draft_model":
+        try:
+            given["model"] = str(locate(str(given["model"])))
+        except ModelError as error:
+            raise UserError(
+                f"the draft model cannot be had: {error.message}", field=f"{FIELD}.model", value=given["model"],
+                nearest=error.nearest, hint=error.hint,
+            ) from error  # fmt: skip
+    return {**options, "speculative_config": given}
+
+
+def cpu_arguments(
+    card: ModelCard, dtype: str, slots: int, max_length: int, drafts: int = 0, further: ModelCard | None = None
+) -> dict[str, Any]:
     """CPU only. The cache is sized in bytes: `VLLM_CPU_KVCACHE_SPACE` counts whole GiB and would win over it if set.
 
     Wanted: every slot at full length. Taken: at most a quarter of the memory that is free after the weights, at least
     one row at full length; with less than wanted vLLM pre-empts rows and computes them again.
     """
     blocks = -(-max_length // BLOCK)
-    per_block = BLOCK * card.kv_bytes_per_token(dtype)
+    models = [card, *([further] if further else [])]
+    per_block = BLOCK * sum(one.kv_bytes_per_token(dtype) for one in models)
     memory = available_bytes()
-    free = max((UNKNOWN_MEMORY if memory is None else memory) - card.weight_bytes(dtype), 0)
+    weights = sum(one.weight_bytes(dtype) for one in models)
+    free = max((UNKNOWN_MEMORY if memory is None else memory) - weights, 0)
     cache = min((slots * blocks + 1) * per_block, max(free // 4, (blocks + 1) * per_block))
     return {
         "enforce_eager": True,
         "kv_cache_memory_bytes": cache,
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(2048, max_length, slots),
+        "max_num_batched_tokens": max(2048, max_length, slots * (1 + drafts)),
     }
 
 

