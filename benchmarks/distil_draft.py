@@ -1,12 +1,12 @@
-"""A small draft model, distilled from the job's model, so that `draft_model` can be measured: no smaller SmolLM2 exists.
+"""A small draft model, distilled here, so that `draft_model` can be measured: no smaller SmolLM2 exists.
 
-    python benchmarks/distil_draft.py write --minutes 3     # texts of the target, with its likeliest tokens; repeat at will
+    python benchmarks/distil_draft.py write --minutes 3     # texts of the target; repeat at will
     python benchmarks/distil_draft.py train --minutes 3     # goes on where it stopped; prints how often the two agree
     python benchmarks/drafters.py --drafters '[{"name": "draft_model", "model": "out/draft/model"}]'
 
 Prompts: the questions of Spec-Bench on odd lines and the demo corpus. Even lines are left to `drafters.py`, so what is
-measured there was not trained on. Each prompt is answered once greedily and three times at temperature 1, top-p 0.95, by
-the torch engine, which writes down the target's TOP likeliest tokens at every place.
+measured there was not trained on. Each prompt is answered once greedily and three times at temperature 1, top-p 0.95,
+by the torch engine, which writes down the target's TOP likeliest tokens at every place.
 
 The student is a Llama of two layers, 256 wide, with the target's tokenizer. Its token table starts as the first 256
 principal components of the target's, which is also its output layer. Loss at every place of an answer:
@@ -75,7 +75,7 @@ def write(args: argparse.Namespace) -> None:
         turns = range(done, done + GROUP)
         for turn in turns:
             for kind, (chain, n) in enumerate(CHAINS):
-                card = {"sampler": chain, "n": n, "max_tokens": LENGTH, "seed": turn, "logprobs": TOP}
+                card = {"sampler": chain, "n": n, "max_tokens": LENGTH, "seed": turn, "logprobs": TOP, "drafter": "none"}
                 name = f"{turn}-{kind}"
                 engine.submit(Request(name, name, Ids(tuple(ids[turn % len(ids)])), parse_decoding(card)))
         ended: list[Any] = []
@@ -136,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         steps = state["steps"]
     size, active = len(table_VD), torch.tensor(sorted(seen))
-    print(f"{len(known)} answers to learn from, {len(held)} held, {len(active)} tokens, {steps} steps so far", flush=True)
+    print(f"{len(known)} answers to learn from, {len(held)} held, {len(active)} tokens, {steps} steps", flush=True)
     began, loss, batches = time.perf_counter(), math.nan, forever(known)
     while (spent := time.perf_counter() - began) < 60 * args.minutes:
         for group in optimizer.param_groups:

@@ -87,7 +87,7 @@ def questions(args: argparse.Namespace, batch: int) -> list[tuple[str, list[str]
 
 
 def card(sampler: str, drafter: Any, args: argparse.Namespace) -> dict[str, Any]:
-    return {"sampler": CHAINS[sampler], "max_tokens": args.tokens, "seed": 7, "drafter": drafter}
+    return {"sampler": CHAINS[sampler], "max_tokens": args.tokens, "seed": 7, "drafter": drafter or "none"}
 
 
 # ---------------------------------------------------------------------- one cell of ours, in a process of its own
@@ -108,7 +108,7 @@ def run_cell(sampler: str, batch: int, args: argparse.Namespace) -> Iterator[dic
         return TorchLane(folder, dtype="float32", slots=batch, context=CONTEXT, compiled=compiled)
 
     own, further = lane(Path(args.folder)), {source: lane(folder) for source, folder in folders.items()}
-    weights = {source: models.check(folder, dtype="float32").weight_bytes("float32") for source, folder in folders.items()}
+    cards = {source: models.check(folder, dtype="float32") for source, folder in folders.items()}
     groups = [(name, ids_of(texts, args.folder)) for name, texts in questions(args, batch)]
     decode(fresh(own, further), card(sampler, None, args) | {"max_tokens": 4}, groups[0][1])
     for turn, drafter in enumerate([None, *drafters, None]):
@@ -117,7 +117,7 @@ def run_cell(sampler: str, batch: int, args: argparse.Namespace) -> Iterator[dic
         decode(loop, card(sampler, drafter, args) | {"max_tokens": 2}, [groups[0][1][0][:8]])  # `auto` measures first
         found = [{"category": category, **decode(loop, card(sampler, drafter, args), ids)} for category, ids in groups]
         source = drafter.get("model") if isinstance(drafter, dict) else None
-        yield {"kind": "ours", "drafter": name, "groups": found, "weights": weights.get(source, 0)}
+        yield {"kind": "ours", "drafter": name, "groups": found, "weights": cards[source].weight_bytes("float32") if source else 0}
 
 
 def fresh(lane: Any, further: dict[str, Any]) -> Any:
@@ -236,7 +236,8 @@ def figures(record: dict[str, Any], plain: Sequence[dict[str, Any]], vllm: dict[
     base = [statistics.mean(one) for one in zip(*(rate(run["groups"]) for run in plain), strict=True)]
     mine = rate(groups)
     ratios = [b / m for b, m, group in zip(base, mine, groups, strict=True) if group["tokens"]]
-    total = {key: sum(group[key] for group in groups) for key in ("forwards", "drafted", "accepted", "draft_s", "whole")}
+    summed_up = ("forwards", "drafted", "accepted", "draft_s", "whole")
+    total = {key: sum(group[key] for group in groups) for key in summed_up}
     made = sum(len(text) for group in groups for text in group["texts"])
     whole = statistics.mean(sum(group["whole"] for group in run["groups"]) for run in plain)
     by_category = {
@@ -331,7 +332,7 @@ def main() -> None:
     parse.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES)
     parse.add_argument("--longest", type=int, default=3000, help="characters of a question")
     parse.add_argument("--tokens", type=int, default=64, help="most tokens of an answer")
-    parse.add_argument("--drafters", type=json.loads, default=[], help="JSON list of cards; none: all that load nothing")
+    parse.add_argument("--drafters", type=json.loads, default=[], help="JSON list of cards; none: all but those that load")
     parse.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="kernels of our own")
     parse.add_argument("--threads", type=int, default=1)
     parse.add_argument("--vllm", action=argparse.BooleanOptionalAction, default=True)
@@ -350,7 +351,8 @@ def main() -> None:
     from raydecode import models
 
     args.folder = str(models.locate(args.model))
-    about = {key: getattr(args, key) for key in ("model", "prompts", "batches", "longest", "tokens", "compile", "threads")}
+    told = ("model", "prompts", "batches", "longest", "tokens", "compile", "threads")
+    about = {key: getattr(args, key) for key in told}
     out: dict[str, Any] = {"about": {"machine": cpu(), **about}, "cells": [], "published": PUBLISHED}
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     theirs: dict[tuple[str, int], Any] = {}

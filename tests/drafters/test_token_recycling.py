@@ -142,7 +142,7 @@ def test_a_prompt_teaches_before_the_first_draft(shared):
     assert first(False)[0] == 0
     told, strange = first(True)
     assert told > 0
-    assert strange == 0 or shared, "3 is in no prompt before the last token, and in no other row's text seen by this one"
+    assert strange == 0 or shared, "3 stands in no prompt but at its end"
 
 
 def test_a_row_goes_on_from_its_output_alone():

@@ -152,7 +152,8 @@ def _read(prompts, drafter="reading", max_tokens=6, **engine):
             DecodingSpec(max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if name else None)
             for name in ([drafter] * len(prompts) if isinstance(drafter, str) else drafter)
         ]
-        run = drive(made, [Request(id, id, Ids(ids), ask) for (id, ids), ask in zip(prompts.items(), asks, strict=True)])
+        pairs = zip(prompts.items(), asks, strict=True)
+        run = drive(made, [Request(id, id, Ids(ids), ask) for (id, ids), ask in pairs])
     return spy, run, chunks
 
 
