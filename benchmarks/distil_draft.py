@@ -75,7 +75,8 @@ def write(args: argparse.Namespace) -> None:
         turns = range(done, done + GROUP)
         for turn in turns:
             for kind, (chain, n) in enumerate(CHAINS):
-                card = {"sampler": chain, "n": n, "max_tokens": LENGTH, "seed": turn, "logprobs": TOP, "drafter": "none"}
+                card = {"sampler": chain, "n": n, "max_tokens": LENGTH, "seed": turn, "logprobs": TOP}
+                card |= {"drafter": "none"}
                 name = f"{turn}-{kind}"
                 engine.submit(Request(name, name, Ids(tuple(ids[turn % len(ids)])), parse_decoding(card)))
         ended: list[Any] = []

@@ -117,7 +117,8 @@ def run_cell(sampler: str, batch: int, args: argparse.Namespace) -> Iterator[dic
         decode(loop, card(sampler, drafter, args) | {"max_tokens": 2}, [groups[0][1][0][:8]])  # `auto` measures first
         found = [{"category": category, **decode(loop, card(sampler, drafter, args), ids)} for category, ids in groups]
         source = drafter.get("model") if isinstance(drafter, dict) else None
-        yield {"kind": "ours", "drafter": name, "groups": found, "weights": cards[source].weight_bytes("float32") if source else 0}
+        held = cards[source].weight_bytes("float32") if source else 0
+        yield {"kind": "ours", "drafter": name, "groups": found, "weights": held}
 
 
 def fresh(lane: Any, further: dict[str, Any]) -> Any:
@@ -332,7 +333,9 @@ def main() -> None:
     parse.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES)
     parse.add_argument("--longest", type=int, default=3000, help="characters of a question")
     parse.add_argument("--tokens", type=int, default=64, help="most tokens of an answer")
-    parse.add_argument("--drafters", type=json.loads, default=[], help="JSON list of cards; none: all but those that load")
+    parse.add_argument(
+        "--drafters", type=json.loads, default=[], help="JSON list of cards; empty: all that load nothing"
+    )
     parse.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="kernels of our own")
     parse.add_argument("--threads", type=int, default=1)
     parse.add_argument("--vllm", action=argparse.BooleanOptionalAction, default=True)
