@@ -79,7 +79,7 @@ def loop(lane: TorchLane, slots: int) -> Decoder:
     """The model that drafts (named as in the option's example) is the same one, with a cache of its own."""
     own, twin = copy.copy(lane), copy.copy(lane)
     for one in (own, twin):
-        one.slots, one.cache = slots, Cache(slots, lane.context)
+        one.slots, one.cache = slots, Cache(slots, lane.context, (slots + 4) * lane.context, 4 * lane.context)
     return Decoder(own, lanes={"toy": twin})
 
 
@@ -98,6 +98,10 @@ def requests(prompts: Sequence[Sequence[int]], drafter: Card | None, length: int
 def first(name: str, **options: object) -> Card:
     method = registry.get("drafters", name)
     return method.parse(Card(name, {**option_sets(method)[0], **options}), "drafter")
+
+
+def with_drafter(request: Request, drafter: Card) -> Request:
+    return dataclasses.replace(request, decoding=dataclasses.replace(request.decoding, drafter=drafter))
 
 
 def compare(name: str, found: Run, truth: Run) -> None:
@@ -130,10 +134,7 @@ def test_adversaries_beside_each_other(fast: TorchLane, questions: Prompts) -> N
     with visiting():
         cards = [first(name) for name in (*ADVERSARIES, *NAMES)]
         for shift in range(0, len(cards), 5):
-            mixed = [
-                dataclasses.replace(r, decoding=dataclasses.replace(r.decoding, drafter=cards[(i + shift) % len(cards)]))
-                for i, r in enumerate(asked)
-            ]
+            mixed = [with_drafter(request, cards[(i + shift) % len(cards)]) for i, request in enumerate(asked)]
             assert truth.difference(drive(loop(fast, 8), mixed)) is None
 
 
