@@ -3,10 +3,11 @@
     python benchmarks/drafters.py --json benchmarks/results/drafters.json
 
 A cell is a sampler (greedy; temperature 1) and a batch. Each cell is a process of its own, vLLM's plain decoding of all
-cells another one. In a cell plain decoding, every drafter and plain decoding again take their turns over the same
-questions, each in a fresh loop over the same weights: no table, page or state goes from one to the next. Questions run
-category by category, as many at once as the batch says; end of text ends a row, as on Spec-Bench. The questions are on
-the data's even lines (`distil_draft.py` learns from the odd ones).
+cells another one. Questions run category by category, as many at once as the batch says (a group); end of text ends a
+row, as on Spec-Bench. For every group plain decoding, each drafter and plain decoding again take their turns, so that
+all see the same load of the machine, each in a loop of its own over the same weights: no table and no page goes from
+one to the other, while a drafter's tables stay warm from group to group. The questions are on the data's even lines
+(`distil_draft.py` learns from the odd ones). `auto` measures what calls cost before the first group.
 
 Times are processor seconds of the process, so other work disturbs them little. They begin when every row of the group
 has its first token: reading the prompts lies outside, and `whole` is the ratio with it.
@@ -92,7 +93,7 @@ def card(sampler: str, drafter: Any, args: argparse.Namespace) -> dict[str, Any]
 
 # ---------------------------------------------------------------------- one cell of ours, in a process of its own
 def run_cell(sampler: str, batch: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A record for plain decoding, one per drafter, and one for plain decoding again."""
+    """A record per group and turn."""
     import torch
 
     from raydecode import models, registry
@@ -108,28 +109,30 @@ def run_cell(sampler: str, batch: int, args: argparse.Namespace) -> Iterator[dic
         return TorchLane(folder, dtype="float32", slots=batch, context=CONTEXT, compiled=compiled)
 
     own, further = lane(Path(args.folder)), {source: lane(folder) for source, folder in folders.items()}
-    cards = {source: models.check(folder, dtype="float32") for source, folder in folders.items()}
+    checked = {source: models.check(folder, dtype="float32") for source, folder in folders.items()}
+    weights = {source: one.weight_bytes("float32") for source, one in checked.items()}
     groups = [(name, ids_of(texts, args.folder)) for name, texts in questions(args, batch)]
-    decode(fresh(own, further), card(sampler, None, args) | {"max_tokens": 4}, groups[0][1])
-    for turn, drafter in enumerate([None, *drafters, None]):
-        name = (AGAIN if turn else PLAIN) if drafter is None else json.dumps(drafter).strip('"')
-        loop = fresh(own, further)
-        decode(loop, card(sampler, drafter, args) | {"max_tokens": 2}, [groups[0][1][0][:8]])  # `auto` measures first
-        found = [{"category": category, **decode(loop, card(sampler, drafter, args), ids)} for category, ids in groups]
-        source = drafter.get("model") if isinstance(drafter, dict) else None
-        held = cards[source].weight_bytes("float32") if source else 0
-        yield {"kind": "ours", "drafter": name, "groups": found, "weights": held}
+    cards: dict[str, Any] = {PLAIN: None, **{json.dumps(one).strip('"'): one for one in drafters}, AGAIN: None}
+    loops = {name: fresh(own, further) for name in cards}
+    for name, loop in loops.items():  # first uses; `auto` measures
+        decode(loop, card(sampler, cards[name], args) | {"max_tokens": 2}, [groups[0][1][0][:8]])
+    decode(loops[PLAIN], card(sampler, None, args) | {"max_tokens": 4}, groups[0][1])
+    for number, (category, ids) in enumerate(groups):
+        for name, loop in loops.items():
+            source = cards[name].get("model") if isinstance(cards[name], dict) else None
+            found = decode(loop, card(sampler, cards[name], args), ids)
+            held, said = weights[source] if source else 0, getattr(loop, "drafting", None)
+            record = {"kind": "ours", "drafter": name, "group": number, "category": category, "weights": held}
+            yield {**record, "said": said, **found}
 
 
 def fresh(lane: Any, further: dict[str, Any]) -> Any:
-    """A loop with nothing but the weights: drafters, tables and caches of earlier loops are gone."""
+    """A loop over these weights with drafters and tables of its own. The lanes keep no page of a row that ended."""
     from raydecode.engine.loop import Loop
 
     class Torch(Loop):
         name = "torch"
 
-    for one in (lane, *further.values()):
-        one.cache = type(one.cache)(one.slots, one.context, None, 0)
     return Torch(lane, lanes=further, clock=time.process_time)
 
 
@@ -195,7 +198,7 @@ def run_vllm(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 ids = ids_of(texts, args.folder)
                 first_s, first = generate(ids, sampler, 1)
                 whole_s, made = generate(ids, sampler, args.tokens)
-                if turn and made > first:  # the first group warms up
+                if turn:  # the first group warms up
                     seconds = whole_s - first_s
                     groups.append({"category": category, "seconds": seconds, "tokens": made - first, "whole": whole_s})
             yield {"kind": "vllm", "sampler": sampler, "batch": batch, "groups": groups}
@@ -249,6 +252,7 @@ def figures(record: dict[str, Any], plain: Sequence[dict[str, Any]], vllm: dict[
     truth = [text for group in plain[0]["groups"] for text in group["texts"]]
     return {
         "drafter": record["drafter"],
+        "said": record["said"],
         "speed": statistics.median(ratios),
         "speed_by_category": by_category,
         "tau_by_category": {
@@ -269,14 +273,31 @@ def figures(record: dict[str, Any], plain: Sequence[dict[str, Any]], vllm: dict[
 
 def _over(vllm: dict[str, Any], mine: Sequence[float]) -> float | None:
     theirs = rate(vllm["groups"])
-    return statistics.median(t / m for t, m in zip(theirs, mine, strict=True)) if len(theirs) == len(mine) else None
+    return statistics.median(t / m for t, m in zip(theirs, mine, strict=False)) if theirs and mine else None
+
+
+def collected(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per drafter, of the groups that all have run."""
+    names = dict.fromkeys(one["drafter"] for one in records)
+    by = {(one["drafter"], one["group"]): one for one in records}
+    whole = [g for g in sorted({one["group"] for one in records}) if all((name, g) in by for name in names)]
+    return [
+        {
+            "drafter": name,
+            "groups": [by[name, g] for g in whole],
+            "weights": by[name, whole[-1]]["weights"],
+            "said": by[name, whole[-1]]["said"],
+        }
+        for name in names
+        if whole
+    ]
 
 
 def summed(records: Sequence[dict[str, Any]], vllm: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The lines of a cell, plain first. Of plain decoding there are two runs, or one if the cell did not end."""
-    plain = [one for one in records if one["drafter"] in (PLAIN, AGAIN)]
-    first = [figures(one, plain[:1], vllm) for one in plain]
-    return first + [figures(one, plain, vllm) for one in records if one not in plain]
+    """The lines of a cell, plain first, whose two runs are compared with one another; the others with their mean."""
+    runs = collected(records)
+    plain = [one for one in runs if one["drafter"] in (PLAIN, AGAIN)]
+    return [figures(one, plain[:1] if one in plain else plain, vllm) for one in runs]
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
