@@ -46,10 +46,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEC_BENCH = ROOT.parent / "shared/data/spec_bench/question.jsonl"
 MEASURED, TRAINED = 0, 1
 """The even and the odd lines of the data."""
-GROUPS = {
-    name: "multi-turn"
-    for name in ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
-}
+GROUPS = dict.fromkeys(
+    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"), "multi-turn"
+)
 CATEGORIES = ("multi-turn", "translation", "summarization", "qa", "math_reasoning", "rag")
 CHAINS: dict[str, list[dict[str, Any]]] = {
     "greedy": [{"name": "greedy"}],

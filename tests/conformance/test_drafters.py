@@ -123,7 +123,7 @@ def traced(name):
     return run, traces()
 
 
-.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS)
 def test_each_of_ours_would_show_a_verifier_that_accepts(name, monkeypatch):
     plain = drive(ToyEngine(), drafted(None))
     assert plain.difference(drive(ToyEngine(), drafted(name))) is None
@@ -131,12 +131,12 @@ def test_each_of_ours_would_show_a_verifier_that_accepts(name, monkeypatch):
     assert plain.difference(drive(ToyEngine(), drafted(name))) is not None
 
 
-.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS)
 def test_each_of_ours_would_show_a_late_observer(name, observe_late):
     assert traced(None)[1] != traced(name)[1]
 
 
-.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS)
 def test_each_of_ours_would_show_a_monitor_that_sees_drafts(name, monkeypatch):
     plain = drive(ToyEngine(), drafted(None))
     monkeypatch.setattr(walk, "_take", functools.partial(cheats.telling, take=walk._take))

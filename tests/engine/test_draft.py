@@ -180,7 +180,7 @@ def test_logits_of_a_neighbour_are_caught(monkeypatch):
 def test_prompts_of_rows_that_do_not_ask_have_no_logits():
     prompts = {"asks": LONG, "drafts": LONG[::-1], "plain": LONG[3:]}
     _, _, chunks = _read(prompts, drafter=("reading", "spying", None), chunk=4)
-    trees = {slot: 0 for slot in range(3)}
+    trees = dict.fromkeys(range(3), 0)
     for chunk in (chunk for call in chunks for chunk in call):
         inside = chunk.start + len(chunk) < len(list(prompts.values())[chunk.slot])
         trees[chunk.slot] += inside and chunk.tree is not None
@@ -200,7 +200,7 @@ def test_few_logits_of_prompts_at_once(monkeypatch):
 
 
 def test_what_another_row_read_is_not_told_again():
-    prompts = {"a": LONG, "b": (*LONG[:16], 3, 3, 3, 2)}
+    prompts = {"a": LONG, "b": (*LONG[:16], 1, 1, 1, 2)}
     spy, run, _ = _read(prompts)
     told = spy.told(prompts)
     shared = sum(one.stats.cached_tokens for one in run.outcomes.values())
