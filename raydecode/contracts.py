@@ -39,6 +39,9 @@ class Needs:
     """What a method wants computed. United by `|`; nothing is computed that no row asked for.
 
     top_k:    candidates of the raw model per node;  top_k_nodes: on the accepted path or on all verified nodes
+    prompt:   (drafters) `top_k` behind the tokens of the prompt as well, in records whose tree is a part of it, a
+              chain, and which have no path: while it is read, so not what another row read before, nor what is read
+              again after pre-emption
     hidden:   named sites of the model (`Lane.sites`): TokenEvent.hidden, SamplerRows.hidden, StepRecord.hidden; or
               attention weights of a layer, "attention.0" and on, where the engine's lane can read them
     hidden_nodes: (drafters) the tail (node that produced the pending token), accepted, or all
@@ -60,6 +63,7 @@ class Needs:
 
     top_k: int = 0
     top_k_nodes: Literal["accepted", "all"] = "accepted"
+    prompt: bool = False
     hidden: tuple[str, ...] = ()
     hidden_nodes: Literal["tail", "accepted", "all"] = "tail"
     logp: bool = False
@@ -75,6 +79,7 @@ class Needs:
         return Needs(
             top_k=max(self.top_k, other.top_k),
             top_k_nodes=max(self.top_k_nodes, other.top_k_nodes, key=nodes.index),
+            prompt=self.prompt or other.prompt,
             hidden=tuple(sorted({*self.hidden, *other.hidden})),
             hidden_nodes=max(self.hidden_nodes, other.hidden_nodes, key=places.index),
             logp=self.logp or other.logp,
@@ -306,7 +311,8 @@ class Forward:
 class StepRecord:
     """What verification found for one row: every verified node, reached or not.
 
-    path: accepted nodes, the root first; emitted: tokens chosen at them; top_ids, hidden: by node, if needed
+    path: accepted nodes, the root first; emitted: tokens chosen at them; top_ids, hidden: by node, if needed. Both are
+            empty where the tree is a part of the prompt (`Needs.prompt`)
     hidden: node -> {site: [D]}, for the nodes that `Needs.hidden_nodes` says
     """
 

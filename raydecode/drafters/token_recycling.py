@@ -2,15 +2,16 @@
 
 Table M: token -> its k likeliest next tokens, in order, when the model last verified it anywhere. After every step
 M[token(i)] <- top_k(logits_i) for all verified nodes i, accepted or not, in node order (the last of equal tokens wins).
-The draft is a fixed tree of rank paths: token(node) = M[token(parent)][rank(node)], layer by layer. A token that was
-never verified has no followers, so its branches are left out and no placeholder is drafted.
+With `prompt` the prompt's tokens teach it likewise, while the prompt is read. The draft is a fixed tree of rank paths:
+token(node) = M[token(parent)][rank(node)], layer by layer. A token that was never verified has no followers, so its
+branches are left out and no placeholder is drafted.
 
 The paper's tree has 80 nodes, which costs a CPU six plain steps. Ours is made for any number of nodes, as the set of
 rank paths likeliest to be accepted: the `nodes` greatest products of RATE along the path (ties: less deep, lower rank).
 
 Changes the text: never. State: M, shared by all rows of the engine (an engine serves one job, so one owner) or the
 row's own; int32, k per token up to the largest id seen: 1.6 to 2 MB at 49,152 tokens and k = 8. Cost: one slice per
-inner node and the top k of every verified node.
+inner node and the top k of every verified node; with `prompt` the output layer behind every token of the prompt.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class TokenRecycling:
     class Options(registry.Options):
         k: int = Field(default=8, ge=1, le=64, description="followers kept per token", examples=[8, 2])
         nodes: int = Field(default=12, ge=1, le=256, description="drafted tokens per step", examples=[12, 3])
+        prompt: bool = Field(
+            default=True, description="learn from the prompt, which takes longer to read", examples=[True, False]
+        )
         shared: bool = Field(default=True, description="one table for all rows of the engine, else one per row")
 
     needs = Needs(top_k=1, top_k_nodes="all")
@@ -66,7 +70,7 @@ class TokenRecycling:
 
     @staticmethod
     def needs_of(options: Given, sites: Sequence[str]) -> Needs:
-        return Needs(top_k=options["k"])
+        return Needs(top_k=options["k"], prompt=options["prompt"])
 
     def open_shared(self) -> dict[int, Table]:
         return {}

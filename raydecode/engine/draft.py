@@ -6,7 +6,7 @@ A drafter is a cache: whatever it raises or returns, the text is the same. Failu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from raydecode.constraint import Constraint, compose
 from raydecode.contracts import Drafter, Monitor, Needs, RowView, StepRecord
 from raydecode.engine.inside import needs_of
-from raydecode.engine.lane import Outputs
+from raydecode.engine.lane import Chunk, Outputs
 from raydecode.engine.rounds import Proposal, Rounds
 from raydecode.engine.rows import Row
 from raydecode.request import Card
@@ -70,6 +70,20 @@ class Drafters:
         except Exception:
             row.draft_failures += 1
         row.draft_s += self._clock() - began
+
+    def read(self, reading: Sequence[Chunk], rows: Mapping[int, Row], outputs: Outputs, eos: frozenset[int]) -> None:
+        """Let drafters learn from prompts: chunks with a tree, whose nodes are the call's last. rows: by slot."""
+        base = len(outputs.logits_MV) - sum(len(chunk.tree) for chunk in reading if chunk.tree)
+        for chunk in reading:
+            if chunk.tree:
+                row = rows[chunk.slot]
+                try:
+                    assert row.spec.drafter is not None
+                    self._view(row, row.spec.drafter, eos)  # opens its state
+                    self.observe(row, chunk.tree, (), (), outputs, base)
+                except Exception:
+                    row.draft_failures += 1
+                base += len(chunk.tree)
 
     def size(self, row: Row) -> int:
         """Bytes that the row's drafter keeps, as it says itself; 0 for one that does not say."""

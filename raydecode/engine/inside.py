@@ -35,11 +35,12 @@ def needs_of(method: Any, card: Card, sites: Sequence[str]) -> Needs:
 
 
 def asked(spec: DecodingSpec, sites: Sequence[str]) -> Needs:
-    """The part of the needs of all of a row's cards that the lane answers."""
+    """The part of the needs of all of a row's cards that decides what the lane computes for it."""
     needs = NOTHING
     for room, cards in spec.cards().items():
         for card in cards:
-            needs |= Needs(hidden=needs_of(registry.get(room, card.name).factory, card, sites).hidden)
+            own = needs_of(registry.get(room, card.name).factory, card, sites)
+            needs |= Needs(hidden=own.hidden, prompt=own.prompt and room == "drafters")
     return needs
 
 

@@ -19,7 +19,8 @@ class Chunk:
     """New tokens of one slot, continuing the `start` tokens in its cache.
 
     prefix: committed tokens, a chain, no logits wanted
-    tree:   hangs below the last prefix token, logits wanted at every node; None while a prompt is still being fed
+    tree:   hangs below the last prefix token, logits wanted at every node; None while a prompt is still being fed,
+            and a part of it, a chain, where a drafter is told of it (`Needs.prompt`)
     """
 
     slot: int

@@ -92,6 +92,7 @@ class Loop:
             outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
             walk(visits, outputs, self._methods, self.host, events)
             self._settle(visits, outputs, events)
+            self._drafters.read(chunks[len(visits) :], by_slot, outputs, self.lane.eos)
             self._blame(visits)
             self.steps += 1
         self._expire()

@@ -16,6 +16,10 @@ from typing import cast
 
 from raydecode.engine.lane import Chunk, Lane, SourceLane
 from raydecode.engine.rows import Row
+from raydecode.tree import TokenTree
+
+TOLD = 128
+"""Most prompt tokens per turn, over all rows, whose logits are kept for drafters: 25 MB at a vocabulary of 49,152."""
 
 
 class Schedule:
@@ -47,7 +51,7 @@ class Schedule:
 
     def turn(self, blocked: Callable[[Row], bool]) -> tuple[list[Row], list[Chunk]]:
         """Rows that take a tree now, behind what is left of their text to read, and chunks of those that only read."""
-        budget, ready, reading = self.chunk, [], []
+        budget, telling, ready, reading = self.chunk, TOLD, [], []
         begun: set[tuple[int, tuple[int, ...]]] = set()
         for row in list(self.running):
             if row.slot < 0 or row.leader or row.reason or blocked(row):
@@ -59,15 +63,20 @@ class Schedule:
                 if beginning in begun:
                     continue
                 begun.add(beginning)
-            take = min(row.unread, budget)
-            ends = take == row.unread
+            told = row.inside.prompt and not row.preempted and row.unread > 0
+            take = min(row.unread, budget, telling) if told else min(row.unread, budget)
+            ends = take == row.unread and not told  # a tree behind a prompt that is one would be a deep one
             if not (take or ends) or not self._make_room(row, row.cached + take + ends):
                 continue
             budget -= take
             if ends:
                 ready.append(row)
             else:
-                reading.append(Chunk(row.slot, row.cached, tuple(row.context[row.cached : row.cached + take]), None))
+                ids = tuple(row.context[row.cached : row.cached + take])
+                chunk = Chunk(row.slot, row.cached, ids, None)
+                if told:  # logits behind every token
+                    telling, chunk = telling - take, Chunk(row.slot, row.cached, (), TokenTree.chain(ids))
+                reading.append(chunk)
                 row.cached += take
         return ready, reading
 

@@ -8,19 +8,22 @@ import functools
 import pytest
 
 from raydecode import registry
-from raydecode.conformance import Violation, drafters, workload
+from raydecode.conformance import Violation, drafters, engines, workload
 from raydecode.conformance.drive import drive
+from raydecode.conformance.options import option_sets
 from raydecode.conformance.recorders import recorded
 from raydecode.engine import loop, walk
 from raydecode.engine.toy import ToyEngine
-from raydecode.request import Card
+from raydecode.request import Card, DecodingSpec, Ids, Request
 from tests.methods import cheats, visiting
 from tests.methods import drafters as own
 
 NAMES = [
-    "recycling", "drafting", "constant", "always_eos", "maximal", "random_paths", "hostile", "fewer_trees", "blind",
-    "closed", "wishful", "bad_wishes", "ghostwriter",
+    "recycling", "drafting", "constant", "always_eos", "maximal", "brimful", "boastful", "unopened", "random_paths",
+    "hostile", "fewer_trees", "blind", "closed", "wishful", "bad_wishes", "ghostwriter",
 ]  # fmt: skip
+OURS = [method.name for method in registry.cards("drafters") if not hasattr(method.factory, "among")]
+"""Those of the product that draft themselves."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,79 @@ def test_failures_are_counted_by_row():
     assert all(one.draft_failures > 0 and one.drafted >= one.accepted for one in stats)
 
 
+# ------------------------------------------------------------------------------------ rows beside adversaries, and ours
+def card(name):
+    return Card(name, option_sets(registry.get("drafters", name))[0])
+
+
+def every():
+    return [card(name) for name in (*NAMES, *OURS)]
+
+
+def mixed(requests):
+    """Every row another drafter."""
+    cards = every()
+    return [
+        dataclasses.replace(r, decoding=dataclasses.replace(r.decoding, drafter=cards[i % len(cards)]))
+        for i, r in enumerate(requests)
+    ]
+
+
+def test_rows_come_and_go_beside_any_drafter():
+    some = workload.requests(n=1, max_tokens=10)[: len(NAMES) + len(OURS)]
+    engines.text_ignores_the_batch(ToyEngine, mixed(some)[::3], ({"slots": 5, "chunk": 2}, {"slots": 32}))
+    engines.cancel_frees_at_once(ToyEngine, mixed(some)[::2], after=(1,))
+
+
+def test_short_memory_beside_any_drafter():
+    """Rows give way and come back; drafters and their models give way first."""
+    spec = DecodingSpec(max_tokens=20, seed=5, ignore_eos=True)
+    asked = [Request(str(i), str(i), Ids((i % 4, 1, 2, i % 3, 0)), spec) for i in range(len(every()))]
+    plain, short = drive(ToyEngine(), asked), drive(ToyEngine(slots=8, context=32, tokens=72), mixed(asked))
+    assert plain.difference(short) is None
+    assert sum(one.stats.preempted for one in short.outcomes.values()) > 0
+
+
+def test_any_drafter_goes_on_from_output_ids():
+    cards = every()
+    chain = (Card("temperature", {"value": 1.3}), Card("mirostat2", {"tau": 1.0}))
+    spec = DecodingSpec(max_tokens=len(cards), seed=3, sampler=chain, ignore_eos=True)
+    engines.resume_goes_on(ToyEngine, Request("r", "r", Ids((0, 1, 2)), spec), cards)
+
+
 # ------------------------------------------------------------------------- engines that cheat must fail the same laws
+def drafted(name):
+    """Every chain without a monitor, every monitor without a chain."""
+    some = workload.requests(card(name) if name else None, n=1, max_tokens=24)
+    return [r for r in some if not (r.decoding.monitors and r.decoding.sampler)]
+
+
+def traced(name):
+    given, traces = recorded()
+    run = drive(ToyEngine(given=given), drafted(name))
+    return run, traces()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_of_ours_would_show_a_verifier_that_accepts(name, monkeypatch):
+    plain = drive(ToyEngine(), drafted(None))
+    assert plain.difference(drive(ToyEngine(), drafted(name))) is None
+    monkeypatch.setattr(walk, "_take", functools.partial(cheats.accepting, take=walk._take))
+    assert plain.difference(drive(ToyEngine(), drafted(name))) is not None
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_of_ours_would_show_a_late_observer(name, observe_late):
+    assert traced(None)[1] != traced(name)[1]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_of_ours_would_show_a_monitor_that_sees_drafts(name, monkeypatch):
+    plain = drive(ToyEngine(), drafted(None))
+    monkeypatch.setattr(walk, "_take", functools.partial(cheats.telling, take=walk._take))
+    assert plain.difference(drive(ToyEngine(), drafted(name))) is not None
+
+
 def test_an_always_accepting_verifier_is_caught(monkeypatch):
     monkeypatch.setattr(walk, "_take", functools.partial(cheats.accepting, take=walk._take))
     with pytest.raises(Violation, match="text_is_plain"):

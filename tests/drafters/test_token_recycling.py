@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from raydecode.conformance import engines
 from raydecode.conformance.drive import drive
 from raydecode.drafters.token_recycling import RATE, Table, TokenRecycling, template
 from raydecode.engine.toy import EOS, ToyEngine, logits
@@ -43,7 +44,7 @@ def test_a_table_keeps_what_was_said_last():
 
 
 class Watched(TokenRecycling):
-    """Compares each proposal with a table of its own, made from the model's own logits after every verified path."""
+    """Compares each proposal with a table of its own, from the model's own logits after every prompt and path."""
 
     def __init__(self) -> None:
         self.truth: dict[int, list[int]] = {}
@@ -69,19 +70,20 @@ class Watched(TokenRecycling):
 
     def observe(self, records, shared, options):
         for record in records:
+            before = self.context[record.row] if record.path else record.tree.token[:1]  # a prompt, read at once
             for node in range(len(record.tree)):
                 path = [record.tree.token[one] for one in record.tree.path(node)[1:]]
-                said = logits((*self.context[record.row], *path)).topk(options["k"]).indices.tolist()
+                said = logits((*before, *path)).topk(options["k"]).indices.tolist()
                 self.truth[record.tree.token[node]] = said
         return super().observe(records, shared, options)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_every_verified_node_teaches(k):
+@pytest.mark.parametrize(("k", "prompt"), [(1, True), (3, True), (3, False)])
+def test_every_verified_node_teaches(k, prompt):
     watched = Watched()
-    spec = DecodingSpec(max_tokens=40, seed=2, drafter=Card("token_recycling", {"k": k, "nodes": 7}))
+    spec = DecodingSpec(max_tokens=40, seed=2, drafter=Card("token_recycling", {"k": k, "nodes": 7, "prompt": prompt}))
     engine = ToyEngine(given={("drafters", "token_recycling"): watched})
-    requests = [Request(str(i), str(i), Ids((i, 0, 1)), spec) for i in range(3)]
+    requests = [Request(str(i), str(i), Ids((i, 0, 1, 2, i, 3)), spec) for i in range(3)]
     run = drive(engine, requests)
     assert all(one.stats.draft_failures == 0 for one in run.outcomes.values())
     assert watched.compared > 10
@@ -111,3 +113,40 @@ def test_size_is_reported():
     assert 4 * 4 * 4 <= one.stats.drafter_bytes <= 2 * 5 * 4 * 4
     assert one.stats.drafter == "token_recycling"
     assert one.stats.draft_s > 0
+
+
+class First(TokenRecycling):
+    """Writes down how much each row drafts first."""
+
+    def __init__(self) -> None:
+        self.size: dict = {}
+
+    def propose(self, rows, budgets, shared, options):
+        trees = yield from super().propose(rows, budgets, shared, options)
+        for row, tree in zip(rows, trees, strict=True):
+            self.size.setdefault(row.id.request, len(tree) - 1)
+        return trees
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_prompt_teaches_before_the_first_draft(shared):
+    def first(prompt):
+        drafter = First()
+        card = Card("token_recycling", {"k": 2, "nodes": 6, "prompt": prompt, "shared": shared})
+        spec = DecodingSpec(max_tokens=8, ignore_eos=True, drafter=card)
+        engine = ToyEngine(given={("drafters", "token_recycling"): drafter})
+        asked = [Request(str(last), str(last), Ids((0, 1, 0, 1, last)), spec) for last in (1, 3)]
+        drive(engine, asked[:1])
+        return drafter.size["1"], drive(engine, asked[1:]) and drafter.size["3"]
+
+    assert first(False)[0] == 0
+    told, strange = first(True)
+    assert told > 0
+    assert strange == 0 or shared, "3 stands in no prompt but at its end"
+
+
+def test_a_row_goes_on_from_its_output_alone():
+    """State is a cache: after a kill the prompt teaches again, or another row's pages do not, and the text is one."""
+    card = Card("token_recycling", {"k": 2, "prompt": True})
+    request = Request("r", "r", Ids((0, 1, 3, 2, 1, 0, 0, 2, 3, 1)), DecodingSpec(max_tokens=14, seed=4))
+    engines.resume_goes_on(ToyEngine, request, (card, None))

@@ -7,6 +7,7 @@ import pytest
 from raydecode import registry
 from raydecode.conformance.drive import drive
 from raydecode.contracts import Needs
+from raydecode.engine import draft, schedule
 from raydecode.engine.toy import VOCAB, ToyEngine, logits
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from raydecode.tree import TokenTree
@@ -109,3 +110,108 @@ def test_known_tokens_go_before_drafts():
     again = drive(ToyEngine(), [Request("r", "r", Ids((0, 1)), spec, resume=tokens[:20])]).outcomes[RowId("r")]
     assert again.tokens == tokens
     assert again.stats.forwards == 1, "20 given ids and the next token come from one forward"
+
+
+# ---------------------------------------------------------------------------------------------- what prompts teach
+LONG = (0, 1, 3, 2, 1, 0, 0, 2, 3, 1, 0, 1, 1, 2, 0, 3, 2, 0, 1)
+
+
+class Reading(Spying):
+    """Wants to know what the model said inside prompts."""
+
+    needs = Needs(top_k=3, top_k_nodes="all", prompt=True)
+
+    def told(self, prompts):
+        """(row, place in its prompt) -> ids; checked against the model, text by text."""
+        found, at = {}, {}
+        for record in self.records:
+            if record.path or record.emitted:
+                continue
+            prompt, begin = prompts[record.row.request], at.get(record.row, 0)
+            while tuple(record.tree.token) != prompt[begin : begin + len(record.tree)]:
+                begin += 1  # what another row had read
+            assert record.tree.parent == tuple(range(-1, len(record.tree) - 1))
+            at[record.row] = begin + len(record.tree)
+            for node, ids in record.top_ids.items():
+                assert list(ids) == logits(prompt[: begin + node + 1]).topk(3).indices.tolist()
+                assert (record.row, begin + node) not in found
+                found[record.row, begin + node] = ids
+        return found
+
+
+def _read(prompts, drafter="reading", max_tokens=6, **engine):
+    """The spy, the run, and all chunks of all calls."""
+    spy, chunks = Reading(), []
+    with registry.guests():
+        registry.register("drafters", engines=("toy",))(Reading)
+        registry.register("drafters", engines=("toy",))(Spying)
+        made = ToyEngine(given={("drafters", "reading"): spy}, **engine)
+        forward = made.lane.forward
+        made.lane.forward = lambda some, *more: (chunks.append(some), forward(some, *more))[1]
+        asks = [
+            DecodingSpec(max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if name else None)
+            for name in ([drafter] * len(prompts) if isinstance(drafter, str) else drafter)
+        ]
+        pairs = zip(prompts.items(), asks, strict=True)
+        run = drive(made, [Request(id, id, Ids(ids), ask) for (id, ids), ask in pairs])
+    return spy, run, chunks
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 512])
+def test_prompts_are_told_token_by_token(chunk):
+    prompts = {"a": LONG, "b": (2,), "c": (3, 3)}
+    spy, run, _ = _read(prompts, chunk=chunk)
+    rows = {row: len(prompts[row.request]) - 1 for row in run.outcomes}
+    assert set(spy.told(prompts)) == {(row, at) for row, count in rows.items() for at in range(count)}
+    assert all(one.stats.draft_failures == 0 for one in run.outcomes.values())
+    _, plain, _ = _read(prompts, drafter=(None, None, None))
+    assert {row: one.tokens for row, one in run.outcomes.items()} == {r: o.tokens for r, o in plain.outcomes.items()}
+
+
+def test_logits_of_a_neighbour_are_caught(monkeypatch):
+    honest = draft.Drafters.observe
+    monkeypatch.setattr(draft.Drafters, "observe", lambda self, *given: honest(self, *given[:-1], given[-1] - 1))
+    prompts = {"a": LONG}
+    spy, _, _ = _read(prompts)
+    with pytest.raises(AssertionError):
+        spy.told(prompts)
+
+
+def test_prompts_of_rows_that_do_not_ask_have_no_logits():
+    prompts = {"asks": LONG, "drafts": LONG[::-1], "plain": LONG[3:]}
+    _, _, chunks = _read(prompts, drafter=("reading", "spying", None), chunk=4)
+    trees = dict.fromkeys(range(3), 0)
+    for chunk in (chunk for call in chunks for chunk in call):
+        inside = chunk.start + len(chunk) < len(list(prompts.values())[chunk.slot])
+        trees[chunk.slot] += inside and chunk.tree is not None
+    assert trees[0] > 0
+    assert not trees[1]
+    assert not trees[2]
+
+
+def test_few_logits_of_prompts_at_once(monkeypatch):
+    monkeypatch.setattr(schedule, "TOLD", 4)
+    prompts = {"a": LONG, "b": LONG[::-1], "c": LONG[5:]}
+    spy, _, chunks = _read(prompts)
+    assert len(spy.told(prompts)) == sum(len(ids) - 1 for ids in prompts.values())
+    before = {slot: len(ids) - 1 for slot, ids in enumerate(prompts.values())}
+    sizes = [sum(len(c.tree) for c in call if c.tree and c.start + len(c.tree) <= before[c.slot]) for call in chunks]
+    assert max(sizes) <= 4
+
+
+def test_what_another_row_read_is_not_told_again():
+    prompts = {"a": LONG, "b": (*LONG[:16], 1, 1, 1, 2)}
+    spy, run, _ = _read(prompts)
+    told = spy.told(prompts)
+    shared = sum(one.stats.cached_tokens for one in run.outcomes.values())
+    assert shared >= 8
+    assert len(told) == sum(len(ids) - 1 for ids in prompts.values()) - shared
+
+
+def test_a_row_that_gave_way_is_not_told_twice():
+    prompts = {str(i): (i % 4, *LONG) for i in range(4)}
+    spy, run, _ = _read(prompts, max_tokens=24, context=48, tokens=80)
+    assert sum(one.stats.preempted for one in run.outcomes.values()) > 0
+    spy.told(prompts)
+    _, plain, _ = _read(prompts, drafter=[None] * 4, max_tokens=24)
+    assert {row: one.tokens for row, one in run.outcomes.items()} == {r: o.tokens for r, o in plain.outcomes.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ class AlwaysEos(Drafting):
     """Always the end of the text."""
 
     def tree(self, row: RowView, budget: int, shared: Any) -> TokenTree:
-        return TokenTree.chain((row.pending, EOS))
+        return TokenTree.chain((row.pending, min(row.ends, default=EOS)))
 
 
 class Maximal(Drafting):
@@ -81,6 +82,35 @@ class Maximal(Drafting):
     def tree(self, row: RowView, budget: int, shared: Any) -> TokenTree:
         letters = range(VOCAB - 1)
         return TokenTree.paths(row.pending, [(a, b, c) for a in letters for b in letters for c in letters])
+
+
+class Brimful(Drafting):
+    """As deep as it may, and no deeper: what the row said so far, over and over."""
+
+    def tree(self, row: RowView, budget: int, shared: Any) -> TokenTree:
+        said = [token for token in row.context if token not in row.ends]
+        return TokenTree.chain((row.pending, *(said * (budget // max(len(said), 1) + 1))[:budget]))
+
+
+class Boastful(Drafting):
+    """More than its budget, and estimates that are no numbers to prune by."""
+
+    def tree(self, row: RowView, budget: int, shared: Any) -> TokenTree:
+        tree = TokenTree.paths(row.pending, [(a, b) for a in range(4) for b in range(4)])
+        odd = (math.nan, math.inf, -1.0, 2.0, "sure", None)
+        return TokenTree(tree.token, tree.parent, tuple(odd[(i + row.t) % len(odd)] for i in range(len(tree))))
+
+
+class Unopened(Drafting):
+    """Raises when a row comes, after it served others."""
+
+    def open(self, row: RowView, options: Options) -> Any:
+        if derive(3, *row.context) % 2:
+            raise RuntimeError("not this one")
+        return 0
+
+    def tree(self, row: RowView, budget: int, shared: Any) -> TokenTree:
+        return TokenTree.chain((row.pending, 0, 1)[: budget + 1])
 
 
 class RandomPaths(Drafting):
@@ -213,4 +243,7 @@ class Ghostwriter(Drafting):
 
 
 HONEST = (Recycling, Ghostwriter)
-TWINS = (Drafting, Constant, AlwaysEos, Maximal, RandomPaths, Hostile, FewerTrees, Blind, Closed, Wishful, BadWishes)
+TWINS = (
+    Drafting, Constant, AlwaysEos, Maximal, Brimful, Boastful, Unopened, RandomPaths, Hostile, FewerTrees, Blind,
+    Closed, Wishful, BadWishes,
+)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 from raydecode import registry
 from raydecode.conformance.drive import drive
 from raydecode.conformance.options import option_sets
+from raydecode.engine import walk
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.cache import Cache
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.request import Card, DecodingSpec, Ids, Request
 from tests.engine.torch.test_families import FAMILIES
-from tests.methods import visiting
+from tests.methods import cheats, visiting
 
 CHAINS = {
     "narrow": (Card("logit_bias", {"bias": {20: 100.0, 21: 100.0, 22: 100.0}}),),
@@ -28,7 +30,8 @@ CHAINS = {
     "penalty": (Card("repetition_penalty", {"value": 1.3}), Card("greedy")),
 }
 ADVERSARIES = (
-    "constant", "always_eos", "maximal", "random_paths", "hostile", "fewer_trees", "blind", "bad_wishes", "ghostwriter",
+    "constant", "always_eos", "maximal", "brimful", "boastful", "unopened", "random_paths", "hostile", "fewer_trees",
+    "blind", "bad_wishes", "ghostwriter",
 )  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def first(name: str) -> Card:
 def test_all_of_them_in_one_batch_with_adversaries(small: TorchLane, plain) -> None:
     names = [*(method.name for method in registry.cards("drafters")), *ADVERSARIES]
     with visiting():
-        for shift in (0, 5):
+        for shift in range(0, len(names), len(requests(None))):
             mixed = [
                 dataclasses.replace(
                     r, decoding=dataclasses.replace(r.decoding, drafter=first(names[(i + shift) % len(names)]))
@@ -94,3 +97,8 @@ def test_all_of_them_in_one_batch_with_adversaries(small: TorchLane, plain) -> N
                 for i, r in enumerate(requests(None))
             ]
             assert plain.difference(drive(loops(small), mixed)) is None
+
+
+def test_a_verifier_that_accepts_is_caught(small: TorchLane, plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "_take", functools.partial(cheats.accepting, take=walk._take))
+    assert plain.difference(drive(loops(small), requests(first("ngram")))) is not None
