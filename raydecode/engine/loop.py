@@ -58,7 +58,8 @@ class Loop:
         self._monitor = partial(self.method, "monitors")
         self._intervention = partial(self.method, "interventions")
         slope = self._slope if getattr(lane, "differentiable", False) else None
-        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope)
+        contend = getattr(lane, "contend", None)
+        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope, contend)
         self._rounds = Rounds(lane, lanes or {}, self._methods, self._intervention, self.host, chunk=chunk, clock=clock)
         self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, self._rounds, clock=clock)
         self._rows = Schedule(lane, chunk, clock)
@@ -67,11 +68,6 @@ class Loop:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        if spec.drafter and hasattr(self.lane, "starts"):
-            return Refused(
-                "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
-                hint="drafter: none",
-            )  # fmt: skip
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
         refused = refuse(self.name, spec) or refuse_lanes(self.name, spec, self._rounds.names, sites)
