@@ -61,6 +61,7 @@ class TokenRecycling:
         nodes: int = Field(default=12, ge=1, le=256, description="drafted tokens per step", examples=[12, 3])
         shared: bool = Field(default=True, description="one table for all rows of the engine, else one per row")
 
+    widest = {"nodes": 96}
     needs = Needs(top_k=1, top_k_nodes="all")
     scope = "namespace"
 
