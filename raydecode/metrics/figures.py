@@ -267,7 +267,7 @@ class _Drafter:
                 mine[depth] += n
 
     def to_json(self) -> dict[str, Any]:
-        """acceptance_by_depth: of the forwards that offered tokens at a depth, what part kept one, and how many offered"""
+        """acceptance_by_depth: of the forwards that offered tokens at a depth, what part kept one; how many offered"""
         pairs = zip(self.kept, self.offered, strict=True)
         names = ("forwards", "drafted", "accepted", "draft_s", "verify_s")
         return {
