@@ -13,14 +13,15 @@ that a slope which was measured wrong is wrong once. Residuals fade with every p
 again; `stale` asks for a plain call when the level is old. Only ratios of this curve decide anything, and a wrong curve
 costs time, never text.
 
-Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per engine.
+Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per process and kind of
+lane (`once`).
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,8 @@ TOKENS = (1, 8, 16, 4, 2, 32, 64)
 """New tokens of one row, the most telling first: where a forward takes long, the last are left out."""
 ROWS = (4, 16, 32)
 """Rows of one token each."""
+FAR = (128, 256)
+"""Tokens that count in batches, where calls are short enough to look there: accelerators."""
 REPEATS = 2
 LIMIT_S = 1.5
 
@@ -182,14 +185,18 @@ def measure(run: Callable[[int, int], float], slots: int, longest: int, limit_s:
             spent += timed[-1]
         return min(timed[1:] or timed)
 
-    for tokens in (n for n in TOKENS if n <= longest):
-        seconds = point(1, tokens, _foretold(found, tokens))
-        if seconds is not None:
-            found[tokens] = seconds
+    def look(sizes: Sequence[int]) -> None:
+        for tokens in (n for n in sizes if n <= longest):
+            seconds = point(1, tokens, _foretold(found, tokens))
+            if seconds is not None:
+                found[tokens] = seconds
+
+    look(TOKENS)
     for rows in (n for n in ROWS if n <= slots):
         seconds = point(rows, 1, _foretold(found, rows))
         if seconds is not None:
             beside[rows] = seconds
+    look(FAR)
     if 1 not in found:
         return None
     n_N = sorted(found)
@@ -198,6 +205,21 @@ def measure(run: Callable[[int, int], float], slots: int, longest: int, limit_s:
         over = {rows: seconds - curve(1, rows) for rows, seconds in beside.items()}
         curve.row_s = max(sum((n - 1) * s for n, s in over.items()) / sum((n - 1) ** 2 for n in over), 0.0)
     return curve
+
+
+_measured: dict[Hashable, CostCurve] = {}
+
+
+def once(key: Hashable, make: Callable[[], CostCurve | None]) -> CostCurve | None:
+    """What was measured under this key in this process, else what `make` measures now; None as a key: always now.
+
+    Every caller gets a curve of its own, as it was measured: corrections are of the engine that made them.
+    """
+    found = _measured.get(key) or make()
+    if found is None or key is None:
+        return found
+    _measured[key] = found
+    return CostCurve(found.tokens_N, found.seconds_N, found.row_s)
 
 
 def rehearsal(lane: Lane, slots: Sequence[int], clock: Callable[[], float]) -> Callable[[int, int], float]:

@@ -15,7 +15,7 @@ from raydecode.engine.admission import fit_prompt, fit_source
 from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
 from raydecode.engine.choice import Choice
-from raydecode.engine.cost import CostCurve, measure, rehearsal
+from raydecode.engine.cost import CostCurve, measure, once, rehearsal
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
@@ -261,8 +261,11 @@ class Loop:
     def _measure(self) -> None:
         """What calls cost here, once there is a row whose drafter is chosen, in slots that nobody holds."""
         if self.choice.wanted and self.choice.curve is None and self._rows.free and not hasattr(self.lane, "starts"):
-            run = rehearsal(self.lane, self._rows.free, self.clock)
-            self.choice.curve = measure(run, len(self._rows.free), self.lane.context - 1)
+            free, longest = self._rows.free, self.lane.context - 1
+            alike = getattr(self.lane, "alike", None)
+            run = rehearsal(self.lane, free, self.clock)
+            key = alike and (alike, len(free), longest)
+            self.choice.curve = once(key, lambda: measure(run, len(free), longest))
 
     def _settle(self, visits: list[Visit], outputs: Outputs, call: Call, events: list[Event]) -> None:
         """Keep accepted paths, let drafters learn, let other rows have what was read."""

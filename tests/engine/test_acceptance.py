@@ -10,12 +10,12 @@ from raydecode.engine.acceptance import PRIOR, Acceptance, Watch
 from raydecode.tree import TokenTree
 
 
-def follow(rates, tree, text, kind=0):
-    watch = Watch(0, tree, 0.0)
+def follow(rates, tree, text, kind=0, watch=Watch):
+    one = watch(0, tree, 0.0)
     for token in text:
-        if not watch.follow(token, rates, kind):
+        if not one.follow(token, rates, kind):
             break
-    return watch.depth
+    return one.depth
 
 
 def test_a_watch_follows_the_text():
@@ -29,17 +29,40 @@ def test_a_watch_ends_where_nothing_hangs():
     assert not watch.follow(2, Acceptance(), 0), "the end of the proposal"
 
 
+class Counting(Acceptance):
+    """Broken: what was drafted counts as accepted."""
+
+    def see(self, drafter, depth, rank, est, kind, accepted):
+        super().see(drafter, depth, rank, est, kind, True)
+
+
+class Uncensored(Watch):
+    """Broken: tokens behind a wrong one count as wrong."""
+
+    def follow(self, token, rates, kind):
+        going = super().follow(token, rates, kind)
+        if not going:
+            for depth in range(self.depth + 2, len(self.tree)):
+                rates.see(self.drafter, depth, 0, self.tree.est[depth], kind, False)
+        return going
+
+
+def by_depth(chance, rates, watch=Watch, n=4000):
+    """Rates of a chain whose tokens are right with `chance`, each given the one before."""
+    draw = random.Random(2)
+    for _ in range(n):
+        right = [draw.random() < p for p in chance]
+        follow(rates, TokenTree.chain((9, 1, 1)), [1 if one else 0 for one in right], watch=watch)
+    return [rates.rate(0, depth, 0, 1.0, 0) for depth in range(1, len(chance) + 1)]
+
+
 @pytest.mark.parametrize("chance", [(0.3, 0.9), (0.5, 0.6)])
 def test_rates_by_depth_are_found_and_behind_a_wrong_token_nothing_is_counted(chance):
     """The second token is right with `chance[1]` given the first; counting it where the first was wrong would give the
-    product of both."""
-    draw, rates = random.Random(2), Acceptance()
-    for _ in range(4000):
-        right = [draw.random() < p for p in chance]
-        follow(rates, TokenTree.chain((9, 1, 1)), [1 if one else 0 for one in right])
-    for depth, p in enumerate(chance, 1):
-        assert rates.rate(0, depth, 0, 1.0, 0) == pytest.approx(p, abs=0.15)
-    assert abs(rates.rate(0, 2, 0, 1.0, 0) - chance[0] * chance[1]) > 0.1
+    product of both, counting drafted tokens would give 1."""
+    assert by_depth(chance, Acceptance()) == pytest.approx(chance, abs=0.15)
+    for rates, watch in ((Counting(), Watch), (Acceptance(), Uncensored)):
+        assert by_depth(chance, rates, watch) != pytest.approx(chance, abs=0.15), (rates, watch)
 
 
 def test_classes_are_apart_and_new_ones_start_from_the_coarser():

@@ -147,3 +147,21 @@ def test_repeats_are_counted():
     measure(device, slots=1, longest=1)
     assert device.calls == [(1, 1)] * (REPEATS + 1)
     assert cost.TOKENS[0] == 1, "without the cost of one token there is no curve"
+
+
+def test_measured_once_per_key_and_every_caller_has_its_own_corrections():
+    device, key = Device(), ("test_cost", object())
+    first, second = (cost.once(key, lambda: measure(device, slots=4, longest=64)) for _ in range(2))
+    calls = len(device.calls)
+    assert calls == len(set(device.calls)) * (REPEATS + 1), "each point once"
+    first.observe(1, 1, 5.0)
+    assert second(1, 1) == cost.once(key, dict)(1, 1) == pytest.approx(device.seconds(1, 1))
+    assert first(1, 1) > second(1, 1)
+    assert cost.once(None, lambda: measure(device, slots=1, longest=1)) is not None
+    assert len(device.calls) > calls, "without a key it is asked again"
+    assert cost.once(("test_cost", object()), lambda: None) is None
+
+
+def test_far_points_are_for_devices_with_short_calls():
+    assert max(measure(Device(fixed=0.001, each=0.00001), slots=32, longest=2000).tokens_N) == cost.FAR[-1]
+    assert max(measure(Device(fixed=0.03, each=0.003), slots=32, longest=2000).tokens_N) <= TOKENS[-1]
