@@ -6,6 +6,7 @@ Nothing is drafted before the device's curve is known; `measure` asks for it whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from raydecode import registry
 from raydecode.engine.cards import candidates
@@ -15,6 +16,9 @@ from raydecode.engine.inside import needs_of
 from raydecode.engine.rows import Row
 from raydecode.request import Card, RowId
 from raydecode.tree import TokenTree
+
+CARDS = 64
+"""Cards that choose which are remembered."""
 
 
 class Choice:
@@ -31,6 +35,7 @@ class Choice:
         """The drafters that a card chooses among."""
         key = repr(card)
         if key not in self._cards:
+            _drop(self._cards)
             self._cards[key] = candidates(self.engine, card)
         return self._cards[key]
 
@@ -84,14 +89,14 @@ class Choice:
     def charge(self, row: Row, key: str, seconds: float, asked: bool) -> None:
         """Seconds of a drafter for a row; a row with a drafter by name has no account."""
         if row.seat is not None:
-            chooser = self._choosers[row.chosen]
+            chooser = self._chooser(row)
             chooser.charge(chooser.index[key], seconds, int(asked))
 
     def learn(self, row: Row, emitted: Sequence[int], accepted: int, drafted: int, count: int, tokens: int) -> None:
         """What a call of `tokens` tokens over `count` rows said of one of them."""
         if row.seat is None:
             return
-        chooser = self._choosers[row.chosen]
+        chooser = self._chooser(row)
         chooser.learn(row.seat, emitted)
         if row.pick and drafted:
             chooser.paid(row.pick, count, tokens, drafted, accepted)
@@ -122,17 +127,27 @@ class Choice:
         return "; ".join(parts)
 
     def _by_chooser(self, rows: Sequence[Row]) -> list[tuple[Chooser, list[Row]]]:
-        assert self.curve is not None
         found: dict[str, list[Row]] = {}
         for row in rows:
             found.setdefault(row.chosen, []).append(row)
-        for key, some in found.items():
-            if key not in self._choosers:
-                card = some[0].spec.drafter
-                assert card is not None
-                cards = self.cards(card)
-                self._choosers[key] = Chooser(cards, self.curve, () if registry.among(card) else _dear(cards))
-        return [(self._choosers[key], some) for key, some in found.items()]
+        return [(self._chooser(some[0]), some) for some in found.values()]
+
+    def _chooser(self, row: Row) -> Chooser:
+        """Of the row's card. A forgotten one begins anew, with the same drafters in the same order."""
+        if row.chosen not in self._choosers:
+            assert self.curve is not None
+            assert row.spec.drafter is not None
+            _drop(self._choosers)
+            cards = self.cards(row.spec.drafter)
+            dear = () if registry.among(row.spec.drafter) else _dear(cards)
+            self._choosers[row.chosen] = Chooser(cards, self.curve, dear)
+        return self._choosers[row.chosen]
+
+
+def _drop(known: dict[str, Any]) -> None:
+    """Make room for one more: rows may bring any number of cards."""
+    if len(known) >= CARDS:
+        del known[next(iter(known))]
 
 
 def _dear(cards: Sequence[Card]) -> list[Card]:

@@ -48,6 +48,8 @@ SURE = 0.98
 """No token counts for more than this, whatever the rates say."""
 ROOM = 6
 """Nodes asked for beyond twice the most that was lately used."""
+KINDS = 32
+"""Kinds of rows that are told apart; all later ones are one kind."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,9 @@ class Chooser:
 
     def seat(self, kind: Hashable) -> Seat:
         """For a new row of this kind."""
-        number = self._kinds.setdefault(kind, len(self._kinds))
+        if kind not in self._kinds and len(self._kinds) < KINDS:
+            self._kinds[kind] = len(self._kinds)
+        number = self._kinds.get(kind, KINDS)
         known = {arm: self._worth[number, arm] for arm in range(len(self.arms)) if (number, arm) in self._worth}
         return Seat(number, worth=known)
 

@@ -11,6 +11,7 @@ from raydecode.conformance import workload
 from raydecode.conformance.drafters import CHEAP
 from raydecode.conformance.drive import drive
 from raydecode.engine.cards import candidates
+from raydecode.engine.choice import CARDS
 from raydecode.engine.cost import CostCurve
 from raydecode.engine.loop import Loop
 from raydecode.engine.toy import ToyEngine, ToyLane
@@ -150,3 +151,19 @@ def test_where_no_slot_is_free_it_waits_to_be_measured():
     loop = Measured(ToyLane(1, 256))
     drive(loop, [request(None, 0), request(AUTO, 1)])
     assert loop.choice.curve is not None
+
+
+def test_any_number_of_cards_that_choose_and_few_are_remembered():
+    cards = [Card("auto", {"among": [{"name": "ngram", "tokens": n + 1}]}) for n in range(CARDS + 6)]
+
+    def requests(drafters):
+        return [
+            dataclasses.replace(one, decoding=dataclasses.replace(one.decoding, max_tokens=8))
+            for one in (request(card, i) for i, card in enumerate(drafters))
+        ]
+
+    engine = ToyEngine(slots=32, curve=CHEAP)
+    found = drive(engine, requests(cards))
+    assert drive(ToyEngine(slots=32), requests([None] * len(cards))).difference(found) is None
+    assert all(one.error is None and not one.stats.draft_failures for one in found.outcomes.values())
+    assert len(engine.choice._choosers) == len(engine.choice._cards) == CARDS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from raydecode.engine.choose import Chooser
+from raydecode.engine.choose import KINDS, Chooser
 from raydecode.engine.cost import CostCurve
 from raydecode.request import Card
 from raydecode.tree import TokenTree
@@ -214,3 +214,9 @@ def test_proposals_that_are_roots_are_no_choice():
     assert chooser.choose([seat], [{0: TokenTree.root(5)}], 1, 1) == [None]
     assert chooser.choose([seat], [{}], 1, 1) == [None]
     assert seat.watches == []
+
+
+def test_kinds_of_rows_are_bounded():
+    chooser = Chooser([Card("d")], cpu())
+    assert {chooser.seat(kind).kind for kind in range(100)} == set(range(KINDS + 1))
+    assert chooser.seat(3).kind == 3
