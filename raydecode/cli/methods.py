@@ -111,7 +111,9 @@ def _show(rows: list[dict[str, Any]]) -> None:
         out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)
         out.print(f"      {row['summary']}", markup=False)
         if row["among"]:
-            out.print(f"      chooses among {', '.join(row['among'])} and none; what and why is in the report", markup=False)
+            out.print(
+                f"      chooses among {', '.join(row['among'])} and none; what and why is in the report", markup=False
+            )
     if any(row["vllm"] == "our processor" for row in rows):
         out.print("vllm*: by raydecode's processor inside vLLM, as are all chains that vLLM's order cannot give")
     if not rows:

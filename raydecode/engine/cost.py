@@ -13,8 +13,8 @@ that a slope which was measured wrong is wrong once. Residuals fade with every p
 again; `stale` asks for a plain call when the level is old. Only ratios of this curve decide anything, and a wrong curve
 costs time, never text.
 
-Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per process and kind of
-lane (`once`).
+Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per process and kind
+of lane (`once`).
 """
 
 from __future__ import annotations

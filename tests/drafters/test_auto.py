@@ -154,7 +154,10 @@ def test_where_no_slot_is_free_it_waits_to_be_measured():
 
 
 def test_any_number_of_cards_that_choose_and_few_are_remembered():
-    cards = [Card("auto", {"among": [{"name": "ngram", "tokens": n + 1}]}) for n in range(CARDS + 6)]
+    cards = [
+        Card("auto", {"among": [{"name": "ngram", "tokens": n % 40 + 1, "longest": n // 40 + 2}]})
+        for n in range(CARDS + 6)
+    ]
 
     def requests(drafters):
         return [

@@ -84,7 +84,8 @@ def test_what_served_is_counted_where_the_engine_chose():
     cells = [
         {"ngram": {"forwards": 4, "tokens": 9, "drafted": 12, "accepted": 5, "draft_s": 0.25, "verify_s": 0.5,
                    "offered": [4, 3], "kept": [3, 2]}, "none": {"forwards": 6, "tokens": 6}},
-        {"ngram": {"forwards": 1, "tokens": 1, "drafted": 2, "offered": [1], "kept": [0]}, "suffix": {"draft_s": 0.125}},
+        {"ngram": {"forwards": 1, "tokens": 1, "drafted": 2, "offered": [1], "kept": [0]},
+         "suffix": {"draft_s": 0.125}},
         None,
     ]  # fmt: skip
     columns = {

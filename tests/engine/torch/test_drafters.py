@@ -102,7 +102,7 @@ def test_all_of_them_in_one_batch_with_adversaries(small: TorchLane, plain) -> N
 
 
 def test_auto_measures_its_lane_once_and_texts_do_not_know_what_it_found(small: TorchLane, plain) -> None:
-    """By the clock: whatever it drafted, nothing differs. The second engine of the process takes the first one's word."""
+    """By the clock: whatever it drafted, nothing differs. The process measures once for both engines."""
     auto = registry.get("drafters", "auto").parse(Card("auto"), "drafter")
     first, second = loops(small, None), loops(small, None)
     for engine in (first, second):
