@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from raydecode import registry
 from raydecode.columns import CHOICES
-from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
+from raydecode.config.decoding import DecodingConfig, Roster
 from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card, DecodingSpec, Json
@@ -113,6 +114,7 @@ class OutputConfig(Section):
         "total_s",
         "finished_at",
         "worker",
+        "drafting",
     )
     """what the engine knows, beside every input column"""
     flush_s: Positive = 60.0
@@ -241,13 +243,9 @@ class JobConfig(Section):
 
     @property
     def drafters(self) -> tuple[Card, ...]:
-        """Drafters that the job names for its rows."""
-        return (*self.spec.cards()["drafters"], *(self.decoding.roster or {}).get("drafters", ()))
-
-    def notes(self) -> list[str]:
-        """Choices that were made for the user, each with its reason."""
-        reason = resolve_auto(self.decoding.drafter)[1]
-        return [reason] if reason else []
+        """Drafters that the job names for its rows; one that chooses by measurement may choose none."""
+        named = (*self.spec.cards()["drafters"], *(self.decoding.roster or {}).get("drafters", ()))
+        return tuple(card for card in named if not registry.chooses(card))
 
     def to_json(self) -> dict[str, Json]:
         """The whole job, defaults filled in; `JobConfig.model_validate` reads it back."""

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from raydecode import registry
 from raydecode.contracts import Drafter
+from raydecode.engine.choice import Choice
 from raydecode.engine.draft import Drafters
 from raydecode.engine.host import ServiceHost
 from raydecode.engine.lane import Lane
@@ -69,7 +70,7 @@ class DraftRows:
         self._live: dict[str, Drafter] = {}
         none = Methods(_nothing, _nothing)
         rounds = Rounds(cast(Lane, NoLane()), {}, none, _nothing, cast(ServiceHost, None))
-        self._drafters = Drafters(self._drafter, _nothing, rounds, budget=budget)
+        self._drafters = Drafters(self._drafter, _nothing, rounds, Choice("vllm"), budget=budget)
         self._rows: OrderedDict[str, Drafting] = OrderedDict()
 
     def propose(

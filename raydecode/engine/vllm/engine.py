@@ -31,7 +31,7 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
 from raydecode.engine.vllm import draft
 from raydecode.engine.vllm.own import wire
-from raydecode.engine.vllm.params import DRAFTER, plan, refuse, row_seed
+from raydecode.engine.vllm.params import DRAFTER, decided, plan, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
 from raydecode.engine.vllm.speculation import drafts_for, speculation
 from raydecode.engine.vllm.start import start
@@ -118,7 +118,7 @@ class VllmEngine:
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        return refuse(spec, self._options) or self._refuse_drafter(spec)
+        return refuse(spec, self._options) or self._refuse_drafter(decided(spec))
 
     def submit(self, request: Request) -> None:
         try:
@@ -182,7 +182,7 @@ class VllmEngine:
 
     # ------------------------------------------------------------------ the parts of a step
     def _rows_of(self, request: Request) -> list[Row]:
-        spec = request.decoding
+        spec = decided(request.decoding)
         refused = self.refuse(spec)
         if refused:
             raise RowError("request", "Refused", str(refused))

@@ -18,7 +18,7 @@ Where the two engines' laws differ although the chain maps:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raydecode import registry
@@ -68,8 +68,14 @@ class Mapped:
 DRAFTER = "decoding.drafter"
 
 
+def decided(spec: DecodingSpec) -> DecodingSpec:
+    """A drafter that chooses by measurement chooses none here: nothing is measured."""
+    return replace(spec, drafter=None) if registry.chooses(spec.drafter) else spec
+
+
 def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refused | None:
     """Why vLLM, started with `engine.options`, cannot host `spec`, naming the pair and what would work; else None."""
+    spec = decided(spec)
     for room, cards in spec.cards().items():
         if room in INSTEAD and cards:
             field = FIELDS[room]
