@@ -133,6 +133,7 @@ class GenerationActor:
             "first_step_at": first,
             "last_step_at": last,
             "memory_bytes": peak_bytes(),
+            "drafting": self._engine.drafting,
         }
 
     def stacks(self) -> str:

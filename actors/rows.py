@@ -104,11 +104,16 @@ VALUES: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "output_tokens": lambda _, outcome, __: len(outcome.tokens),
     "cached_tokens": lambda _, outcome, __: outcome.stats.cached_tokens,
     "forwards": lambda _, outcome, __: outcome.stats.forwards,
+    "tokens_per_forward": lambda _, outcome, __: (
+        len(outcome.tokens) / outcome.stats.forwards if outcome.stats.forwards else None
+    ),
     "drafter": lambda _, outcome, __: outcome.stats.drafter,
     "drafted": lambda _, outcome, __: outcome.stats.drafted,
     "accepted": lambda _, outcome, __: outcome.stats.accepted,
     "draft_failures": lambda _, outcome, __: outcome.stats.draft_failures,
     "draft_s": lambda _, outcome, __: outcome.stats.draft_s,
+    "verify_s": lambda _, outcome, __: outcome.stats.verify_s,
+    "drafting": lambda _, outcome, __: _drafting(outcome),
     "drafter_bytes": lambda _, outcome, __: outcome.stats.drafter_bytes,
     "replay_mismatches": lambda _, outcome, __: outcome.stats.replay_mismatches,
     "preempted": lambda _, outcome, __: outcome.stats.preempted,
@@ -121,6 +126,21 @@ VALUES: Mapping[str, Callable[[Request, OutcomeEvent, str], Any]] = {
     "worker": lambda _, __, worker: worker,
 }
 """(request, outcome, worker) -> a cell of each column of `raydecode.columns`."""
+
+
+def _drafting(outcome: OutcomeEvent) -> str | None:
+    """What each drafter did, without what is 0."""
+    found = outcome.stats.drafting
+    if not found:
+        return None
+    plain = {name: dataclasses.asdict(one) for name, one in found.items()}
+    short = {name: {k: _short(v) for k, v in one.items() if v} for name, one in plain.items()}
+    return json.dumps(short)
+
+
+def _short(value: Any) -> Any:
+    """Seconds to the microsecond."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _fault(fault: Fault | None) -> RowFault | None:

@@ -75,6 +75,11 @@ class Stepper:
         """Median of the last hundred steps."""
         return statistics.median(list(self._durations)) if self._durations else None
 
+    @property
+    def drafting(self) -> str | None:
+        """What the engine says of the drafters that it chose; to be asked when it has nothing left to do."""
+        return getattr(getattr(self, "engine", None), "drafting", None)
+
     def _guarded(self) -> None:
         try:
             self.engine = self._build()

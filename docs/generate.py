@@ -155,6 +155,8 @@ def _text(value: Any) -> str:
         return "null"
     if value == {}:
         return "{}"
+    if hasattr(value, "to_json"):
+        return str(value.name)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(str, value)) + "]"
     return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)

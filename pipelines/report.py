@@ -78,7 +78,7 @@ def ensure_report(summary: Any, job: JobConfig) -> Written:
 def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     """What a run's summary knows for the report."""
     workers = [{"worker": name, **about} for name, about in summary.workers.items()]
-    from raydecode.assemble import choose
+    from raydecode.assemble import choose, notes
 
     choice = choose(job)
     asked = {"name": choice.name, "dtype": choice.dtype, "why": choice.why}
@@ -88,7 +88,7 @@ def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     engine = {"name" if name == "engine" else name: about[name] for name in names if about.get(name) is not None}
     memory = max((w["memory_bytes"] for w in summary.workers.values() if "memory_bytes" in w), default=None)
     return {
-        "job": job.to_json(), "notes": job.notes(), "engine": asked | engine, "workers": workers or None,
+        "job": job.to_json(), "notes": notes(job), "engine": asked | engine, "workers": workers or None,
         "memory_bytes": memory,
     }  # fmt: skip
 

@@ -62,6 +62,13 @@ def choose(job: JobConfig) -> Choice:
     return Choice("vllm", _dtype(job, "vllm"), "vLLM hosts all that is asked")
 
 
+def notes(job: JobConfig) -> list[str]:
+    """Choices that were made for the user, each with its reason; what `drafter: auto` chose, the report says."""
+    if not registry.chooses(job.spec.drafter) or choose(job).name != "vllm":
+        return []
+    return ["decoding.drafter: auto means none on vLLM, where nothing has measured whether a drafter pays"]
+
+
 def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     """Choose, find, check and load. Minutes for a large model. Raises UserError, Refused, ModelError."""
     choice = choose(job)
@@ -100,7 +107,8 @@ def draft_models(job: JobConfig) -> dict[str, Path]:
     from raydecode.engine.inside import needs_of
 
     found: dict[str, Path] = {}
-    for card in job.roster.cards().get("drafters", ()):
+    listed = job.roster.cards().get("drafters", ())
+    for card in (*listed, *(arm for one in listed for arm in registry.among(one))):
         method = registry.methods("drafters").get(card.name)
         if method is None or not method.loads:
             continue

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "json", "count", "seconds", "ids", "logprobs", "alternatives"]
-"""ids: list of token ids; logprobs: list of nats; alternatives: list of lists of (token, logprob); json: JSON text"""
+Kind = Literal["text", "json", "count", "number", "seconds", "ids", "logprobs", "alternatives"]
+"""number: a real one; ids: list of token ids; logprobs: list of nats; alternatives: list of lists of (token, logprob);
+json: JSON text"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,17 @@ COLUMNS: Mapping[str, Column] = {
     "output_tokens": Column("count", "generated tokens"),
     "cached_tokens": Column("count", "prompt tokens found in the prefix cache"),
     "forwards": Column("count", "forward passes of the model that the row took part in"),
-    "drafter": Column("text", "name of the row's drafter; null without one"),
+    "tokens_per_forward": Column("number", "generated tokens over forward passes"),
+    "drafter": Column("text", "name of the row's drafter card (auto: see drafting); null without one"),
     "drafted": Column("count", "tokens that a drafter proposed"),
     "accepted": Column("count", "proposed tokens that were kept"),
     "draft_failures": Column("count", "times that a drafter failed for this row and it went on without a draft"),
-    "draft_s": Column("seconds", "the row's share of the seconds in its drafter"),
+    "draft_s": Column("seconds", "the row's share of the seconds in its drafters, and of choosing among them"),
+    "verify_s": Column("seconds", "seconds of forwards, by the drafted tokens' part of all tokens in them"),
+    "drafting": Column(
+        "json",
+        "drafter -> forwards, tokens, drafted, accepted, draft_s, verify_s, and by depth offered and kept, as JSON",
+    ),
     "drafter_bytes": Column("count", "memory that the row's drafter held at its end, shared tables included"),
     "replay_mismatches": Column("count", "tokens of a resumed row that this engine would have chosen otherwise"),
     "preempted": Column("count", "times the row gave its cache to an earlier one and read its text anew"),

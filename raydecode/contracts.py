@@ -330,7 +330,11 @@ class Drafter(Protocol):
 
     scope: who shares `shared`: the rows of one engine ("namespace"), or nobody ("row")
 
-    A class may also say `size(state, shared, options) -> int`: the bytes it keeps for a row, what rows share included.
+    A class may also say `size(state, shared, options) -> int`: the bytes it keeps for a row, what rows share included;
+    `widest: Options`, those under which it proposes as much as can be of use: a choice among drafters asks with them,
+    cuts the trees to what pays, and records what was verified, which may be another drafter's tree, or none; and
+    `among(options) -> Sequence[Card]`: it proposes nothing itself, the engine chooses row by row among these cards
+    (none: all that the engine hosts, that are exact and that load nothing).
     """
 
     needs: Needs

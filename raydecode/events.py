@@ -50,12 +50,32 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafting:
+    """What one drafter did for a row ("none": the forwards without a draft, "known": tokens forced or replayed).
+
+    offered[d]: forwards whose text reached a node at depth d that had drafted children; kept[d]: and went on in one
+    draft_s:    the row's share of the time in the drafter, used or not, top-k for it included
+    verify_s:   the drafted tokens' share of the forwards' seconds, by their part of the tokens of the call
+    """
+
+    forwards: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    offered: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RowStats:
     """Counts and seconds of one row; they depend on drafter, neighbours and clock.
 
     cached_tokens: prompt tokens that were in the cache; preempted: times the row gave its memory to an earlier one
-    drafter_bytes: memory of the row's drafter at its end, shared tables included; draft_s: the row's share of the time
-    in its drafter, top-k for it included
+    drafter: the card's name; drafting: name -> what it did, those that `auto` chose or only asked, and "none"
+    drafter_bytes: memory of the row's drafters at its end, shared tables included; draft_s, verify_s: see `Drafting`,
+    summed, with the time that choosing took
     """
 
     prompt_tokens: int = 0
@@ -67,6 +87,8 @@ class RowStats:
     drafter: str | None = None
     drafter_bytes: int = 0
     draft_s: float = 0.0
+    verify_s: float = 0.0
+    drafting: Mapping[str, Drafting] = field(default_factory=dict)
     replay_mismatches: int = 0
     preempted: int = 0
     queued_s: float = 0.0

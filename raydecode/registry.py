@@ -198,6 +198,19 @@ def get(room: str, name: str, where: str = "") -> Method:
     )
 
 
+def chooses(card: Card | None) -> bool:
+    """The drafter stands for a choice among others (`contracts.Drafter.among`)."""
+    known = methods("drafters")
+    return card is not None and card.name in known and hasattr(known[card.name].factory, "among")
+
+
+def among(card: Card | None) -> tuple[Card, ...]:
+    """The drafters that one which chooses names; none for others, and for one that leaves it to the engine."""
+    if card is None or not chooses(card):
+        return ()
+    return tuple(get("drafters", card.name).factory.among(card.options))  # type: ignore[attr-defined]
+
+
 def check_chain(chain: Sequence[Card], where: str) -> None:
     """Raise UserError for samplers that contradict each other: one given twice, or one that another makes idle.
 

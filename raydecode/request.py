@@ -33,7 +33,7 @@ class DecodingSpec:
     seed:          with `noise_id` and the sample number the only source of randomness
     n:             samples per request; they share one prefill
     sampler:       the chain, applied in order; empty = the model's own law (temperature 1)
-    drafter:       None, or a card; "auto" is resolved by `assemble`
+    drafter:       None, or a card
     stop:          byte strings; the text ends before the first of them
     stop_tokens:   token ids that end the text like an EOS, besides the model's own
     ignore_eos:    EOS is an ordinary token (benchmarks)

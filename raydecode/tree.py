@@ -73,14 +73,14 @@ class TokenTree:
         reach: list[float] = []
         for i, parent in enumerate(self.parent):
             reach.append(1.0 if parent < 0 else reach[parent] * self.est[i])
-        keep = sorted(sorted(range(len(reach)), key=lambda i: (-reach[i], i))[: max(size, 1)])
-        new = {old: i for i, old in enumerate(keep)}
-        pick = tuple(self.token[i] for i in keep), tuple(new.get(self.parent[i], -1) for i in keep)
-        return TokenTree(*pick, tuple(self.est[i] for i in keep))
+        return self.only(sorted(sorted(range(len(reach)), key=lambda i: (-reach[i], i))[: max(size, 1)]))
 
     def shallow(self, depth: int) -> TokenTree:
         """The nodes less deep than `depth` (the root is 0 deep); order kept."""
-        keep = [i for i, deep in enumerate(self.depth()) if deep < depth]
+        return self.only([i for i, deep in enumerate(self.depth()) if deep < depth])
+
+    def only(self, keep: Sequence[int]) -> TokenTree:
+        """The nodes of `keep`, in rising order, the parents of all among them."""
         new = {old: i for i, old in enumerate(keep)}
         pick = tuple(self.token[i] for i in keep), tuple(new.get(self.parent[i], -1) for i in keep)
         return TokenTree(*pick, tuple(self.est[i] for i in keep))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raydecode import registry
-from raydecode.assemble import build_engine, choose
+from raydecode.assemble import build_engine, choose, draft_models, notes
 from raydecode.config import JobConfig
 from raydecode.engine.toy import ToyEngine
 from raydecode.engine.vllm import available
@@ -86,6 +86,20 @@ def test_a_bare_name_on_the_roster_stands_for_any_options() -> None:
             choose(job("some/model", engine={"name": "vllm"}, decoding={"roster": {"samplers": ["foreign"]}}))
     assert caught.value.field == "decoding.roster.samplers"
     assert "torch" in str(caught.value)
+
+
+def test_a_choice_of_drafters_is_none_inside_vllm_and_said() -> None:
+    assert "auto means none on vLLM" in notes(job("some/model", engine={"name": "vllm"}))[0]
+    assert notes(job("some/model", engine={"name": "torch"})) == []
+    assert notes(job("some/model", engine={"name": "vllm"}, decoding={"drafter": "none"})) == []
+
+
+def test_models_that_a_choice_names_are_found_before_the_engine_is_built(tmp_path) -> None:
+    among = ["ngram", {"name": "draft_model", "model": str(tmp_path / "nowhere")}]
+    with pytest.raises(UserError) as caught:
+        draft_models(job("some/model", decoding={"drafter": {"name": "auto", "among": among}}))
+    assert caught.value.field == "decoding.drafter.model"
+    assert draft_models(job("some/model")) == {}
 
 
 def test_a_built_engine_runs() -> None:

@@ -45,7 +45,7 @@ def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> di
         raise UserError(f"this row has no text, it failed: {row['error']['message']}", field="--id", value=id)
     request = _request(job, table, {file.format for file in replay(storage).inputs})
     shown = dataclasses.replace(request.decoding, logprobs=max(request.decoding.logprobs or 0, ALTERNATIVES))
-    steps, outcome = _run(job, dataclasses.replace(request, decoding=shown), sample)
+    steps, outcome, why = _run(job, dataclasses.replace(request, decoding=shown), sample)
     text = outcome.text.decode("utf-8", "replace")
     return {
         "id": id,
@@ -55,6 +55,8 @@ def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> di
         "engine": job.engine.name,
         "prompt": getattr(request.prompt, "text", None) or list(getattr(request.prompt, "messages", ())),
         "steps": steps,
+        "drafting": {name: dataclasses.asdict(one) for name, one in outcome.stats.drafting.items()},
+        "drafting_why": why,
         "finish_reason": outcome.reason,
         "text": text,
         "stored_text": row["text"],
@@ -135,7 +137,8 @@ def _request(job: Any, row: Any, formats: set[str]) -> Any:
     return request
 
 
-def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], OutcomeEvent]:
+def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], OutcomeEvent, str | None]:
+    """The steps, the outcome, and why drafters were chosen in this run."""
     from raydecode.assemble import build_engine
 
     engine = build_engine(job, stream=True)
@@ -169,7 +172,7 @@ def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], Out
                         raise UserError(
                             f"the row fails now: {event.error.message}", field="--id", value=request.noise_id
                         )
-                    return steps, event
+                    return steps, event, getattr(engine, "drafting", None)
     raise JobError("the engine stopped without an outcome")
 
 
@@ -196,6 +199,12 @@ def _show(found: Mapping[str, Any]) -> None:
         own = f"{step['t']:>4}  {_quoted(step['text'], step['token']):<16}  {logp:>8}  {step['source']:<8} "
         out.print(own, markup=False, end="")
         out.print(others, style="dim", markup=False)
+    for name, one in found["drafting"].items():
+        if one["forwards"]:
+            kept = f", {one['accepted']} of {one['drafted']} drafted kept" if one["drafted"] else ""
+            out.print(f"drafter {name}: {one['tokens']} tokens in {one['forwards']} forwards{kept}", style="dim")
+    if found["drafting_why"]:
+        out.print(found["drafting_why"], style="dim", markup=False)
     out.print(f"\n{found['text']}\n", markup=False)
     if found["equal"]:
         out.print("[green]equal to the stored text[/green]")

@@ -32,9 +32,10 @@ def command(
 def _generate(config: Any, overwrite: bool, takeover: bool) -> None:
     from pipelines.generate import run
     from pipelines.report import ensure_report
+    from raydecode.assemble import notes
     from raydecode.cli.progress import Display
 
-    for note in config.notes():
+    for note in notes(config):
         err.print(note, style="dim")
     with Display() as display:
         summary = run(config, overwrite=overwrite, takeover=takeover, progress=display.show)

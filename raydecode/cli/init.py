@@ -40,7 +40,7 @@ decoding:
 
 output:
   path: out/run1               # Parquet parts, report.html and report.json
-  columns: [text, finish_reason, prompt_tokens, output_tokens, first_token_s, total_s, finished_at, worker]
+  columns: [text, finish_reason, prompt_tokens, output_tokens, first_token_s, total_s, finished_at, worker, drafting]
 
 actors: {min: 1, max: 1}       # generation actors; each holds one engine
 """

@@ -42,11 +42,24 @@ def listed(room: str | None = None) -> list[dict[str, Any]]:
             "engines": list(method.engines),
             "vllm": None if "vllm" not in method.engines else "its own" if method.vllm else "our processor",
             "loads": method.loads,
+            "among": _among(method),
             "origin": method.origin,
             "options": method.schema(),
         }
         for method in found
     ]
+
+
+def _among(method: Any) -> list[str] | None:
+    """Whom a drafter that chooses may choose unless its options name some, on any engine; None for other methods."""
+    from raydecode import registry
+    from raydecode.engine.cards import candidates
+    from raydecode.request import Card
+
+    card = Card(method.name)
+    if method.room != "drafters" or not registry.chooses(card):
+        return None
+    return sorted({one.name for engine in method.engines for one in candidates(engine, card)})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -97,6 +110,10 @@ def _show(rows: list[dict[str, Any]]) -> None:
         out.print(f"  {row['name']}({options(row)})", markup=False, end="  ")
         out.print("; ".join(mark for mark in marks if mark), style="dim", markup=False)
         out.print(f"      {row['summary']}", markup=False)
+        if row["among"]:
+            out.print(
+                f"      chooses among {', '.join(row['among'])} and none; what and why is in the report", markup=False
+            )
     if any(row["vllm"] == "our processor" for row in rows):
         out.print("vllm*: by raydecode's processor inside vLLM, as are all chains that vLLM's order cannot give")
     if not rows:

@@ -89,6 +89,7 @@ def make(job: Any, seconds: float = CALIBRATE_S) -> dict[str, Any]:
     ).to_json()
     plan["failing_kinds"] = {kind: round(total * n / sampled) for kind, n in shares.most_common(10)}
     plan["engine"] = choice.name
+    plan["drafting"] = getattr(engine, "drafting", None)
     data = json.dumps({"plan": plan, "job": job.identity()}, indent=1).encode()
     storage.remove("_plan.json")
     storage.write("_plan.json", data)
@@ -211,6 +212,8 @@ def _show(plan: dict[str, Any], job: Any) -> None:
         out.print(f"cost      {plan['cost']:.3g} {plan['currency']} {cost}")
     else:
         out.print("cost      no price given: price.per_hour=1.2 price.currency=EUR", style="dim")
+    if plan.get("drafting"):
+        out.print(f"drafting  {plan['drafting']}", markup=False)
     if plan["failing_kinds"]:
         out.print(f"failing   about {count(plan['failing_rows'])} rows")
         for kind, n in plan["failing_kinds"].items():

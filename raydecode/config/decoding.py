@@ -37,7 +37,7 @@ class RowDecoding(Section):
     sampler: tuple[CardField, ...] = ()
     """a name, a card, or a chain of cards applied in order; empty is the model's own law (temperature 1)"""
     drafter: CardField | None = None
-    """none, auto, a name or a card; never changes the text"""
+    """none, auto (the engine chooses what pays), a name or a card; never changes the text"""
     search: CardField | None = None
     """null, a name or a card: several hypotheses per row"""
     monitors: tuple[CardField, ...] = ()
@@ -90,12 +90,14 @@ class RowDecoding(Section):
         names = [f.name for f in dataclasses.fields(DecodingSpec)]
         values = {name: getattr(self, name) for name in names}
         stop = tuple(text.encode() for text in self.stop)
-        return DecodingSpec(**(values | {"stop": stop, "drafter": resolve_auto(self.drafter)[0]}))
+        return DecodingSpec(**(values | {"stop": stop}))
 
 
 class DecodingConfig(RowDecoding):
     """How to decode every row of the job, unless a `decoding` column says otherwise."""
 
+    drafter: CardField | None = Field(default_factory=lambda: known("drafters", AUTO, "decoding.drafter"))
+    """none, auto (the engine chooses what pays), a name or a card; never changes the text"""
     overflow: Literal["error", "cut_left", "cut_right", "shorten"] = "error"
     """when prompt + max_tokens exceeds the context: an error row, cut the prompt, or shorten the output"""
     roster: dict[str, tuple[CardField, ...]] | None = None
@@ -153,9 +155,10 @@ class Roster:
         """
         for room, cards in spec.cards().items():
             listed = self.cards().get(room, ())
+            if room == "drafters":  # one that chooses may choose what rows may name
+                listed = (*listed, *(arm for card in listed for arm in registry.among(card)))
+                cards = tuple(arm for card in cards for arm in _served(card))
             for card in cards:
-                if room == "drafters" and card.name == AUTO:
-                    continue
                 method = registry.get(room, card.name, where)
                 fits = card in listed if method.loads else card.name in {c.name for c in listed} or self.named is None
                 if not fits:
@@ -206,21 +209,9 @@ def decoding_json(spec: DecodingSpec) -> dict[str, Json]:
     }
 
 
-def resolve_auto(drafter: Card | None) -> tuple[Card | None, str | None]:
-    """What `drafter: auto` means, and why; other drafters stay as they are."""
-    if drafter is None or drafter.name != AUTO:
-        return drafter, None
-    return None, (
-        "decoding.drafter: auto means none here, because no engine measures yet whether a drafter pays; "
-        "one asked for by name is used (raydecode methods drafters)"
-    )
-
-
 def known(room: str, value: Any, where: str) -> Card:
-    """The card with its name found in the registry and its options checked. `auto` drafters stay `auto`."""
+    """The card with its name found in the registry and its options checked."""
     card = as_card(value, where)
-    if room == "drafters" and card.name == AUTO:
-        return card
     return _method(room, value, card, where).parse(card, where)
 
 
@@ -233,6 +224,11 @@ def _listed(room: str, value: Any, where: str) -> Card:
 
 def _method(room: str, value: Any, card: Card, where: str) -> registry.Method:
     return registry.get(room, card.name, f"{where}.name" if isinstance(value, dict) else where)
+
+
+def _served(card: Card) -> tuple[Card, ...]:
+    """The drafter, or those that it names to choose among; what an engine chooses among unasked loads nothing."""
+    return registry.among(card) if registry.chooses(card) else (card,)
 
 
 def _where(info: ValidationInfo) -> str:

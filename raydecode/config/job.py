@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from raydecode.columns import CHOICES
-from raydecode.config.decoding import DecodingConfig, Roster, resolve_auto
+from raydecode.config.decoding import DecodingConfig, Roster
 from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
 from raydecode.request import DecodingSpec, Json
@@ -113,6 +113,7 @@ class OutputConfig(Section):
         "total_s",
         "finished_at",
         "worker",
+        "drafting",
     )
     """what the engine knows, beside every input column"""
     flush_s: Positive = 60.0
@@ -238,11 +239,6 @@ class JobConfig(Section):
     @property
     def roster(self) -> Roster:
         return Roster(own=self.spec.cards(), named=self.decoding.roster)
-
-    def notes(self) -> list[str]:
-        """Choices that were made for the user, each with its reason."""
-        reason = resolve_auto(self.decoding.drafter)[1]
-        return [reason] if reason else []
 
     def to_json(self) -> dict[str, Json]:
         """The whole job, defaults filled in; `JobConfig.model_validate` reads it back."""

@@ -11,6 +11,7 @@ from raydecode.conformance.drive import Run, drive
 from raydecode.conformance.law import require
 from raydecode.conformance.options import option_sets
 from raydecode.conformance.recorders import recorded
+from raydecode.engine.cost import CostCurve
 from raydecode.engine.toy import ToyEngine
 from raydecode.registry import Method
 from raydecode.request import Card
@@ -42,12 +43,13 @@ def trees_are_valid(method: Method) -> None:
         require(not failures, method, "trees_are_valid", f"options {options}: failures by row {failures}")
 
 
+CHEAP = CostCurve((1, 2), (1.0, 1.02), fixed=True)
+"""What calls cost, for drafters that choose by it: beside a second per call drafting is free, so they draft."""
+
 LAWS = (text_is_plain, states_are_plain, trees_are_valid)
 
 
 def _run(drafter: Card | None) -> tuple[Run, dict]:
     given, traces = recorded()
-    run = drive(
-        ToyEngine(slots=32, given=given, services=workload.services()), workload.requests(drafter, max_tokens=24)
-    )
-    return run, traces()
+    engine = ToyEngine(slots=32, given=given, services=workload.services(), curve=CHEAP)
+    return drive(engine, workload.requests(drafter, max_tokens=24)), traces()

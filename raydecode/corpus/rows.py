@@ -28,6 +28,7 @@ TYPES: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),
     "json": pa.string(),
     "count": pa.int32(),
+    "number": pa.float64(),
     "seconds": pa.float64(),
     "ids": pa.list_(pa.int32()),
     "logprobs": pa.list_(pa.float32()),

@@ -131,6 +131,7 @@ class Aded:
         capacity: int = Field(default=1 << 17, ge=1, le=1 << 26, description="pairs kept", examples=[1 << 17])
         shared: bool = Field(default=True, description="one table for all rows of the engine, else one per row")
 
+    widest = {"nodes": 32}
     needs = Needs()
     scope = "namespace"
 

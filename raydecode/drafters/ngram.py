@@ -4,6 +4,8 @@ For n = longest, ..., shortest: the most recent earlier place where the text's l
 one token; the first n with such a place drafts a chain of up to `tokens` ids copied from there. The copy may run into
 what it has itself drafted, as in Lempel-Ziv, so that a text that repeats with period p is drafted at any length.
 
+est = n / (n + 1) for every token of the chain: a longer match is a better one.
+
 Changes the text: never (point guesses, verified by the engine's walk). State: per row, one dictionary per n from
 n-gram to the place behind its last occurrence: at most one entry per token of the row and n. Cost: `longest` insertions
 per new token and at most as many look-ups per step; nothing is scanned.
@@ -38,12 +40,12 @@ class Places:
                     places[tuple(context[at - n : at])] = at
         self.read = len(context)
 
-    def longest(self, context: Sequence[int]) -> int | None:
-        """Where the continuation of the longest known end of `context` begins."""
+    def longest(self, context: Sequence[int]) -> tuple[int, int] | None:
+        """Where the continuation of the longest known end of `context` begins, and how long that end is."""
         for n, places in self.of.items():
             at = places.get(tuple(context[-n:])) if len(context) >= n else None
             if at is not None:
-                return at
+                return at, n
         return None
 
 
@@ -62,6 +64,7 @@ class Ngram:
                 raise ValueError(f"shortest {self.shortest} is more than longest {self.longest}")
             return self
 
+    widest = {"tokens": 64}
     needs = Needs()
     scope = "row"
 
@@ -88,11 +91,14 @@ class Ngram:
 def _tree(row: RowView, budget: int) -> TokenTree:
     places, chain = row.state, [row.pending]
     places.catch_up(row.context)
-    at = places.longest(row.context)
-    if at is not None:
+    match = places.longest(row.context)
+    if match is not None:
+        at, n = match
         ahead = row.context[at : at + budget]
         while len(chain) <= budget:
             chain.append(ahead[len(chain) - 1] if len(chain) <= len(ahead) else chain[len(chain) - len(ahead)])
             if chain[-1] in row.ends:
                 break
-    return TokenTree.chain(chain)
+        tree = TokenTree.chain(chain)
+        return TokenTree(tree.token, tree.parent, (1.0, *(n / (n + 1) for _ in chain[1:])))
+    return TokenTree.root(row.pending)

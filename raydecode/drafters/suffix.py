@@ -117,6 +117,7 @@ class Suffix:
             default=1 << 18, ge=1, le=1 << 28, description="tokens of shared outputs kept", examples=[1 << 18, 20]
         )
 
+    widest = {"tokens": 64, "floor": 0.02, "factor": 4.0}
     needs = Needs()
     scope = "namespace"
 

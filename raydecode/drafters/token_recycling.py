@@ -65,6 +65,7 @@ class TokenRecycling:
         )
         shared: bool = Field(default=True, description="one table for all rows of the engine, else one per row")
 
+    widest = {"nodes": 96, "prompt": False}  # the output layer behind a prompt is dear
     needs = Needs(top_k=1, top_k_nodes="all")
     scope = "namespace"
 

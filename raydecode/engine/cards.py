@@ -24,11 +24,28 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
+    for arm in registry.among(spec.drafter):
+        refused = refuse(engine, DecodingSpec(drafter=arm))
+        if refused:
+            return refused
     try:
         registry.check_chain(spec.sampler, "decoding.sampler")
     except UserError as error:
         return Refused(error.message, field=error.field, value=error.value, hint=error.hint)
     return None
+
+
+def candidates(engine: str, card: Card) -> tuple[Card, ...]:
+    """The drafters behind a card that chooses, options complete: those it names, else all that `engine` hosts, that
+    need no files of their own and that keep the text's law, each as wide as it can."""
+    cards = registry.among(card)
+    if not cards:
+        some = [one for one in registry.cards("drafters") if one.effects.exact and not one.loads]
+        wide = (Card(one.name, getattr(one.factory, "widest", {})) for one in some)
+        cards = tuple(
+            one for one in wide if not registry.chooses(one) and not refuse(engine, DecodingSpec(drafter=one))
+        )
+    return tuple(_filled("drafters", one) for one in cards)
 
 
 def complete(spec: DecodingSpec) -> DecodingSpec:

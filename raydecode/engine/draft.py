@@ -7,69 +7,106 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from raydecode.constraint import Constraint, compose
 from raydecode.contracts import Drafter, Monitor, Needs, RowView, StepRecord
+from raydecode.engine.choice import Choice
 from raydecode.engine.inside import needs_of
 from raydecode.engine.lane import Chunk, Outputs
 from raydecode.engine.rounds import Proposal, Rounds
-from raydecode.engine.rows import Row
-from raydecode.request import Card
+from raydecode.engine.rows import Held, Row
+from raydecode.request import Card, RowId
 from raydecode.tree import TokenTree
 
 
+@dataclass(slots=True)
+class Ask:
+    """Rows that one drafter is asked for in this step, and the most nodes of each."""
+
+    card: Card
+    rows: list[Row] = field(default_factory=list)
+    most: dict[RowId, int] = field(default_factory=dict)
+
+    def add(self, row: Row, most: int) -> None:
+        self.rows.append(row)
+        self.most[row.id] = min(most, row.limit - row.t - 1)
+
+
 class Drafters:
-    """The drafters of one engine with their shared state. budget: most drafted nodes per row and step."""
+    """The drafters of one engine with their shared state.
+
+    choice: decides for rows whose card chooses; budget: most drafted nodes per row and step of a drafter by name
+    """
 
     def __init__(
         self,
         drafter: Callable[[str], Drafter],
         monitor: Callable[[str], Monitor],
         rounds: Rounds,
+        choice: Choice,
         *,
         budget: int = 16,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._of, self._monitor, self._rounds, self._sites = drafter, monitor, rounds, rounds.lane.sites
+        self.choice = choice
         self._budget, self._clock = budget, clock
         self._shared: dict[str, Any] = {}
 
-    def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int]) -> list[TokenTree]:
-        """One valid tree per row, rooted at its pending token and no longer than the row may still become."""
+    def trees(self, rows: Sequence[Row], vocab_size: int, eos: frozenset[int], reading: int = 0) -> list[TokenTree]:
+        """One valid tree per row, rooted at its pending token and no longer than the row may still become.
+
+        reading: tokens of the call besides the trees
+        """
         trees = {row.id: TokenTree.root(row.pending) for row in rows}
-        groups: dict[str, list[Row]] = {}
+        asks: dict[str, Ask] = {}
+        choosing: list[Row] = []
         for row in rows:
+            row.pick, card = None, row.spec.drafter
             known = self._known(row, eos)
             if known:
-                trees[row.id] = TokenTree.chain((row.pending, *known))
-            elif row.spec.drafter and row.limit - row.t > 1:
-                groups.setdefault(repr(row.spec.drafter), []).append(row)
-        trees |= self._propose(list(groups.values()), eos)
-        return [self._checked(row, trees[row.id], vocab_size, eos) for row in rows]
+                trees[row.id] = self._checked(row, TokenTree.chain((row.pending, *known)), vocab_size, eos)
+            elif card and row.limit - row.t > 1 and (row.horizon is None or row.horizon > 1):
+                if row.chosen:
+                    choosing.append(row)
+                else:
+                    asks.setdefault(repr(card), Ask(card)).add(row, self._budget)
+                    row.pick = card
+        for row, key, card, budget in self.choice.asks(choosing, len(rows), reading):
+            asks.setdefault(key, Ask(card)).add(row, budget)
+        found = self._propose(asks, vocab_size, eos)
+        for row in rows:
+            if row.pick:  # by name
+                trees[row.id] = found.get((row.id, repr(row.pick)), trees[row.id])
+        if choosing:
+            tokens = reading + sum(len(tree) for tree in trees.values())
+            trees |= self.choice.decide(choosing, found, len(rows), tokens, self._clock)
+        return [trees[row.id] for row in rows]
 
     def observe(
         self, row: Row, tree: TokenTree, path: tuple[int, ...], emitted: tuple[int, ...], outputs: Outputs, base: int
     ) -> None:
-        """Let the row's drafter learn from what was verified, every node of it; the tree's nodes begin at `base`."""
-        assert row.spec.drafter is not None
-        name, began = row.spec.drafter.name, self._clock()
-        try:
-            drafter, top = self._of(name), {}
-            needs = needs_of(drafter, row.spec.drafter, self._sites)
-            if needs.top_k:
-                nodes = range(len(tree)) if needs.top_k_nodes == "all" else path
-                k = min(needs.top_k, outputs.logits_MV.shape[1])
-                best = outputs.logits_MV[[base + node for node in nodes]].topk(k).indices.tolist()
-                top = {node: tuple(ids) for node, ids in zip(nodes, best, strict=True)}
-            hidden = _hidden(row, needs, len(tree), path, outputs, base) if needs.hidden and path else {}
-            record = StepRecord(row.id, row.drafter_state, tree, path, emitted, top, hidden)
-            row.drafter_state = drafter.observe([record], self._share(name), row.spec.drafter.options)[0]
-        except Exception:
-            row.draft_failures += 1
-        row.draft_s += self._clock() - began
+        """Let the row's drafters learn from what was verified, every node of it; the tree's nodes begin at `base`."""
+        for key, held in row.drafters.items():
+            began = self._clock()
+            try:
+                drafter, top = self._of(held.card.name), {}
+                needs = needs_of(drafter, held.card, self._sites)
+                if needs.top_k:
+                    nodes = range(len(tree)) if needs.top_k_nodes == "all" else path
+                    k = min(needs.top_k, outputs.logits_MV.shape[1])
+                    best = outputs.logits_MV[[base + node for node in nodes]].topk(k).indices.tolist()
+                    top = {node: tuple(ids) for node, ids in zip(nodes, best, strict=True)}
+                hidden = _hidden(row, needs, len(tree), path, outputs, base) if needs.hidden and path else {}
+                record = StepRecord(row.id, held.state, tree, path, emitted, top, hidden)
+                held.state = drafter.observe([record], self._share(held.card.name), held.card.options)[0]
+            except Exception:
+                row.draft_failures += 1
+            self._charge(row, held.card.name, key, self._clock() - began)
 
     def read(self, reading: Sequence[Chunk], rows: Mapping[int, Row], outputs: Outputs, eos: frozenset[int]) -> None:
         """Let drafters learn from prompts: chunks with a tree, whose nodes are the call's last. rows: by slot."""
@@ -77,24 +114,35 @@ class Drafters:
         for chunk in reading:
             if chunk.tree:
                 row = rows[chunk.slot]
+                assert row.spec.drafter is not None
+                cards = self.choice.cards(row.spec.drafter) if row.chosen else (row.spec.drafter,)
                 try:
-                    assert row.spec.drafter is not None
-                    self._view(row, row.spec.drafter, eos)  # opens its state
+                    for card in cards:
+                        if needs_of(self._of(card.name), card, self._sites).prompt:
+                            self._view(row, repr(card), card, eos)  # opens its state
                     self.observe(row, chunk.tree, (), (), outputs, base)
                 except Exception:
                     row.draft_failures += 1
                 base += len(chunk.tree)
 
     def size(self, row: Row) -> int:
-        """Bytes that the row's drafter keeps, as it says itself; 0 for one that does not say."""
-        card = row.spec.drafter
-        if card is None or (row.drafter_state is None and card.name not in self._shared):
-            return 0
-        try:
-            size = getattr(self._of(card.name), "size", None)
-            return int(size(row.drafter_state, self._share(card.name), card.options)) if size else 0
-        except Exception:
-            return 0
+        """Bytes that the row's drafters keep, as they say themselves; 0 for those that do not say."""
+        cards = [(held.card, held.state) for held in row.drafters.values()]
+        if not cards and row.spec.drafter and row.spec.drafter.name in self._shared:
+            cards = [(row.spec.drafter, None)]
+        total = 0
+        for card, state in cards:
+            try:
+                size = getattr(self._of(card.name), "size", None)
+                total += int(size(state, self._share(card.name), card.options)) if size else 0
+            except Exception:
+                continue
+        return total
+
+    def _charge(self, row: Row, name: str, key: str, seconds: float, asked: bool = False) -> None:
+        row.draft_s += seconds
+        row.tally(name).draft_s += seconds
+        self.choice.charge(row, key, seconds, asked)
 
     def _known(self, row: Row, eos: frozenset[int]) -> tuple[int, ...]:
         """Ids that will follow for certain (replay, forced) or probably (hint)."""
@@ -111,58 +159,66 @@ class Drafters:
             return ()
         return (constraint.forced or constraint.hint)[: max(row.limit - row.t - 1, 0)]
 
-    def _propose(self, groups: Sequence[list[Row]], eos: frozenset[int]) -> dict[Any, TokenTree]:
-        """The drafts of rows that share a card, group by group; their forwards are made together."""
-        opened = [(group, *self._open(group, eos)) for group in groups]
-        self._rounds.run([one for _, one, _, _ in opened if one])
-        trees: dict[Any, TokenTree] = {}
-        for group, one, budgets, seconds in opened:
+    def _propose(
+        self, asks: Mapping[str, Ask], vocab_size: int, eos: frozenset[int]
+    ) -> dict[tuple[RowId, str], TokenTree]:
+        """(row, key) -> what was proposed, ask by ask; the forwards of all are made together."""
+        opened = [(key, ask, *self._open(key, ask, eos)) for key, ask in asks.items()]
+        self._rounds.run([one for _, _, one, _ in opened if one])
+        found: dict[tuple[RowId, str], TokenTree] = {}
+        for key, ask, one, seconds in opened:
+            asked: list[Row] = []
             if one:
-                seconds += one.seconds
+                began, asked = self._clock(), one.rows
                 try:
                     if one.failed:
                         raise one.failed
                     assert one.trees is not None
-                    for row, tree, budget in zip(one.rows, one.trees, budgets, strict=True):
-                        trees[row.id] = tree.prune(budget + 1) if len(tree) > budget + 1 else tree
+                    for row, tree in zip(asked, one.trees, strict=True):
+                        size = ask.most[row.id] + 1
+                        found[row.id, key] = tree.prune(size) if len(tree) > size else tree
                 except Exception:  # whatever a drafter returned
-                    self._failed(one.rows, trees)
-            for row in group:
-                row.draft_s += seconds / len(group)
-        return trees
+                    self._failed(asked)
+                    for row in asked:
+                        found.pop((row.id, key), None)
+                for row in asked:
+                    if (row.id, key) in found:
+                        found[row.id, key] = self._checked(row, found[row.id, key], vocab_size, eos)
+                seconds += one.seconds + self._clock() - began
+            begun = {row.id for row in asked}
+            for row in ask.rows:
+                self._charge(row, ask.card.name, key, seconds / len(ask.rows), asked=row.id in begun)
+        return found
 
-    def _open(self, rows: list[Row], eos: frozenset[int]) -> tuple[Proposal | None, list[int], float]:
-        """A group's generator, not yet begun, with its budgets and what it took; None where no row may draft now."""
-        card, began = rows[0].spec.drafter, self._clock()
-        assert card is not None
+    def _open(self, key: str, ask: Ask, eos: frozenset[int]) -> tuple[Proposal | None, float]:
+        """A drafter's generator, not yet begun, and what it took; None where no row may draft now."""
+        card, rows, began = ask.card, ask.rows, self._clock()
         try:
             drafter = self._of(card.name)
             lanes = needs_of(drafter, card, self._sites).lanes
             rows = self._rounds.ready(rows, lanes) if lanes else rows
-            budgets = [min(self._budget, row.limit - row.t - 1) for row in rows]
-            views = [self._view(row, card, eos) for row in rows]
-            drafting = drafter.propose(views, budgets, self._share(card.name), card.options)
-            return Proposal(rows, drafting, lanes) if rows else None, budgets, self._clock() - began
+            views, most = [self._view(row, key, card, eos) for row in rows], [ask.most[row.id] for row in rows]
+            drafting = drafter.propose(views, most, self._share(card.name), card.options)
+            return Proposal(rows, drafting, lanes) if rows else None, self._clock() - began
         except Exception:
-            self._failed(rows, {})
-            return None, [], self._clock() - began
+            self._failed(rows)
+            return None, self._clock() - began
 
-    def _failed(self, rows: Sequence[Row], trees: dict[Any, TokenTree]) -> None:
+    def _failed(self, rows: Sequence[Row]) -> None:
         """No draft for these rows, counted."""
         for row in rows:
             row.draft_failures += 1
-            trees.pop(row.id, None)
 
-    def _view(self, row: Row, card: Card, eos: frozenset[int]) -> RowView:
-        def view() -> RowView:
-            state, ends, left = row.drafter_state, eos.union(row.spec.stop_tokens), row.limit - row.t
+    def _view(self, row: Row, key: str, card: Card, eos: frozenset[int]) -> RowView:
+        def view(state: Any) -> RowView:
+            ends, left = eos.union(row.spec.stop_tokens), row.limit - row.t
             blocks = self._rounds.lane.blocks
             return RowView(row.id, row.t, context, row.pending, row.prompt_len, state, left, row.tail, ends, blocks)
 
         context = tuple(row.context)
-        if row.drafter_state is None:
-            row.drafter_state = self._of(card.name).open(view(), card.options)
-        return view()
+        if key not in row.drafters:
+            row.drafters[key] = Held(card, self._of(card.name).open(view(None), card.options))
+        return view(row.drafters[key].state)
 
     def _share(self, name: str) -> Any:
         if name not in self._shared:

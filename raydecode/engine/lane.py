@@ -71,6 +71,7 @@ class Lane(Protocol):
     readable: further names that `needs.hidden` may hold: "attention.0" .., the weights of a layer's heads, [H, S] over
            the S tokens of a node's path; a node's are made when they are looked at, and before the lane's next call
     differentiable: whether there is `slope`
+    alike: lanes of a process with equal answers take equally long for equal calls; None or nothing: ask each
     Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 

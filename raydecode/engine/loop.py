@@ -14,6 +14,8 @@ from raydecode.contracts import Needs, Slope
 from raydecode.engine.admission import fit_prompt, fit_source
 from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
+from raydecode.engine.choice import Choice
+from raydecode.engine.cost import CostCurve, measure, once, rehearsal
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
@@ -22,11 +24,21 @@ from raydecode.engine.lane import Chunk, Lane, Outputs, SlopeLane
 from raydecode.engine.rounds import Rounds
 from raydecode.engine.rows import Row
 from raydecode.engine.schedule import Schedule
+from raydecode.engine.tally import KNOWN, NONE
 from raydecode.engine.walk import Methods, Visit, walk
 from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent, StepEvent, TextEvent
 from raydecode.request import DecodingSpec, Request, RowId
 from raydecode.tree import TokenTree
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """A forward of the step: rows that decode, new tokens of all, how long it took."""
+
+    rows: int
+    tokens: int
+    seconds: float
 
 
 class Loop:
@@ -37,6 +49,7 @@ class Loop:
     services: name -> function, for monitors that ask
     given:    (room, name) -> live object, for methods that load something; others are made here, once
     lanes:    models to draft with, by the names that `Forward.lane` gives them; each with as many slots as `lane`
+    curve:    what calls cost, for `drafter: auto`; None: measured when the first row asks for it
     """
 
     name = "loop"
@@ -50,6 +63,7 @@ class Loop:
         services: Mapping[str, Callable[[Any], Any]] | None = None,
         given: Mapping[tuple[str, str], Any] | None = None,
         lanes: Mapping[str, Lane] | None = None,
+        curve: CostCurve | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lane, self.stream, self.clock = lane, stream, clock
@@ -57,25 +71,35 @@ class Loop:
         self._live: dict[tuple[str, str], Any] = dict(given or {})
         self._monitor = partial(self.method, "monitors")
         self._intervention = partial(self.method, "interventions")
+        self.choice = Choice(self.name, curve)
         slope = self._slope if getattr(lane, "differentiable", False) else None
         self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope)
         self._rounds = Rounds(lane, lanes or {}, self._methods, self._intervention, self.host, chunk=chunk, clock=clock)
-        self._drafters = Drafters(partial(self.method, "drafters"), self._monitor, self._rounds, clock=clock)
+        self._drafters = Drafters(
+            partial(self.method, "drafters"), self._monitor, self._rounds, self.choice, clock=clock
+        )
         self._rows = Schedule(lane, chunk, clock)
         self._outbox: list[Event] = []
         self.steps = 0
 
     # ------------------------------------------------------------------ the contract
     def refuse(self, spec: DecodingSpec) -> Refused | None:
-        if spec.drafter and hasattr(self.lane, "starts"):
+        refused = refuse(self.name, spec)
+        if refused:
+            return refused
+        if spec.drafter and hasattr(self.lane, "starts") and not registry.chooses(spec.drafter):
             return Refused(
                 "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
                 hint="drafter: none",
             )  # fmt: skip
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
-        refused = refuse(self.name, spec) or refuse_lanes(self.name, spec, self._rounds.names, sites)
-        return refused or refuse_sites(self.name, spec, sites, readable, differentiable)
+        for one in (spec, *(DecodingSpec(drafter=arm) for arm in registry.among(spec.drafter))):
+            refused = refuse_lanes(self.name, one, self._rounds.names, sites)
+            refused = refused or refuse_sites(self.name, one, sites, readable, differentiable)
+            if refused:
+                return refused
+        return None
 
     def submit(self, request: Request) -> None:
         try:
@@ -88,14 +112,19 @@ class Loop:
 
     def step(self) -> list[Event]:
         events, self._outbox = self._outbox, []
+        self._measure()
         self._rows.admit()
         visits, chunks = self._plan()
         if chunks:
             by_slot = {row.slot: row for row in self._rows.running}
             acting = hooks(chunks, by_slot, self._intervention)
+            began = self.clock()
             outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
+            if visits:
+                outputs.logits_MV[0, 0].item()  # a device answers when it is done
+            call = Call(len(visits), sum(len(chunk) for chunk in chunks), self.clock() - began)
             walk(visits, outputs, self._methods, self.host, events)
-            self._settle(visits, outputs, events)
+            self._settle(visits, outputs, call, events)
             self._drafters.read(chunks[len(visits) :], by_slot, outputs, self.lane.eos)
             self._blame(visits)
             self.steps += 1
@@ -119,6 +148,11 @@ class Loop:
         return bool(self._rows.waiting or self._rows.running or self._outbox)
 
     # ------------------------------------------------------------------ what callers may look at
+    @property
+    def drafting(self) -> str | None:
+        """What `drafter: auto` measured and chose so far, in words."""
+        return self.choice.said()
+
     @property
     def waiting(self) -> int:
         """Rows without a slot."""
@@ -160,11 +194,16 @@ class Loop:
             needs |= needs_of(monitor, card, self.lane.sites)
         horizons = [self._intervention(card.name).horizon(card.options) for card in spec.interventions]
         inside = asked(spec, self.lane.sites)
+        chosen = ""
+        if spec.drafter and registry.chooses(spec.drafter):
+            chosen, self.choice.wanted = repr(spec.drafter), True
+            for card in self.choice.cards(spec.drafter):
+                inside |= asked(DecodingSpec(drafter=card), self.lane.sites)
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), limit)
             row.source, row.replay, row.submitted_at = source, request.resume, self.clock()
-            row.needs, row.inside = needs, inside
+            row.needs, row.inside, row.chosen = needs, inside, chosen
             row.horizon = min((horizon for horizon in horizons if horizon is not None), default=None)
             row.leader = rows[0] if rows else None
             if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
@@ -195,7 +234,8 @@ class Loop:
     def _plan(self) -> tuple[list[Visit], list[Chunk]]:
         """This step's chunks: a tree for rows that decode, a part of their prompt for rows that still read."""
         ready, reading = self._rows.turn(lambda row: row.parked and self._still_parked(row))
-        trees = self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos)
+        others = sum(row.unread for row in ready) + sum(len(chunk) for chunk in reading)
+        trees = self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos, others)
         visits, chunks, base = [], [], 0
         for row, tree in zip(ready, trees, strict=True):
             prefix = tuple(row.context[row.cached : -1])
@@ -219,8 +259,18 @@ class Loop:
         row.parked = any(isinstance(answer, Pending) for answer in answers)
         return row.parked
 
-    def _settle(self, visits: list[Visit], outputs: Outputs, events: list[Event]) -> None:
+    def _measure(self) -> None:
+        """What calls cost here, once there is a row whose drafter is chosen, in slots that nobody holds."""
+        if self.choice.wanted and self.choice.curve is None and self._rows.free and not hasattr(self.lane, "starts"):
+            free, longest = self._rows.free, self.lane.context - 1
+            alike = getattr(self.lane, "alike", None)
+            run = rehearsal(self.lane, free, self.clock)
+            key = alike and (alike, len(free), longest)
+            self.choice.curve = once(key, lambda: measure(run, len(free), longest))
+
+    def _settle(self, visits: list[Visit], outputs: Outputs, call: Call, events: list[Event]) -> None:
         """Keep accepted paths, let drafters learn, let other rows have what was read."""
+        self.choice.timed(call.rows, call.tokens, call.tokens - sum(len(v.tree) for v in visits), call.seconds)
         for visit in visits:
             row, path = visit.row, tuple(visit.path)
             self.lane.keep(row.slot, row.cached, path)
@@ -230,10 +280,14 @@ class Loop:
                 row.first_token_at = self.clock()
             row.drafted += drafted
             row.accepted += accepted
+            name = row.pick.name if row.pick and drafted else None
             if row.spec.drafter:
+                verify_s = call.seconds * drafted / call.tokens
+                row.verify_s += verify_s
+                row.tally(name or (KNOWN if drafted else NONE)).step(visit.tree, path, len(visit.emitted), verify_s)
                 self._drafters.observe(row, visit.tree, path, tuple(visit.emitted), outputs, visit.base)
+                self.choice.learn(row, visit.emitted, accepted, drafted, call.rows, call.tokens)
             if self.stream:
-                name = row.spec.drafter.name if row.spec.drafter and drafted else None
                 events.append(StepEvent(row.id, row.t - len(path), visit.tree, path, tuple(visit.emitted), name))
                 self._show(row, events)
         self._rows.publish()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raydecode.contracts import Needs, Slope
+from raydecode.engine.tally import Tally, frozen
 from raydecode.errors import RowError
 from raydecode.events import Fault, FinishReason, RowStats
 from raydecode.numerics import normaliser
@@ -17,7 +18,16 @@ from raydecode.request import Card, DecodingSpec, Request, RowId
 
 if TYPE_CHECKING:
     from raydecode.engine.chain import Observation
+    from raydecode.engine.choose import Seat
     from raydecode.engine.inside import Look
+
+
+@dataclass(slots=True)
+class Held:
+    """A drafter that serves a row, and its state there."""
+
+    card: Card
+    state: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +38,9 @@ class Row:
     source:   what an encoder reads first; the prompt is then the decoder's start alone
     limit:    most output tokens after the overflow policy
     sampler_state, monitor_state: one entry per card; the states of the text so far
+    drafters: those that were asked, by their cards' repr
+    chosen:   repr of a drafter card that chooses, else empty; seat: what is then known of the row
+    pick:     whose tree the coming call verifies
     needs:    what its monitors and `logprobs` want in token events
     inside:   what all its methods want of the model's inside
     horizon:  most tokens verified per forward, as its interventions say; None = any number
@@ -48,7 +61,10 @@ class Row:
     source: tuple[int, ...] = ()
     sampler_state: list[dict[str, float]] = field(default_factory=list)
     monitor_state: list[Any] = field(default_factory=list)
-    drafter_state: Any = None
+    drafters: dict[str, Held] = field(default_factory=dict)
+    chosen: str = ""
+    seat: Seat | None = None
+    pick: Card | None = None
     slot: int = -1
     cached: int = 0
     known: int = 0
@@ -75,6 +91,8 @@ class Row:
     accepted: int = 0
     draft_failures: int = 0
     draft_s: float = 0.0
+    verify_s: float = 0.0
+    drafting: dict[str, Tally] = field(default_factory=dict)
     replay_mismatches: int = 0
     cached_at_start: int = 0
     preempted: int = 0
@@ -115,6 +133,12 @@ class Row:
             self.history = torch.empty(2 * len(self.context) + 16, dtype=torch.int64)
             self.history[: len(self.context)] = torch.tensor(self.context)
 
+    def tally(self, name: str) -> Tally:
+        """The counts of a drafter."""
+        if name not in self.drafting:
+            self.drafting[name] = Tally()
+        return self.drafting[name]
+
     def fail(self, stage: str, error: Exception) -> None:
         """End this row, and only this one, with an error record."""
         self.reason = "error"
@@ -133,6 +157,8 @@ class Row:
             drafter=self.spec.drafter.name if self.spec.drafter else None,
             drafter_bytes=drafter_bytes,
             draft_s=self.draft_s,
+            verify_s=self.verify_s,
+            drafting=frozen(self.drafting),
             replay_mismatches=self.replay_mismatches,
             preempted=self.preempted,
             queued_s=(self.admitted_at or now) - self.submitted_at,

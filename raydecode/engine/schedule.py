@@ -31,6 +31,11 @@ class Schedule:
         self.running: list[Row] = []
         self._free = list(reversed(range(lane.slots)))
 
+    @property
+    def free(self) -> list[int]:
+        """Slots that nobody holds."""
+        return list(self._free)
+
     def admit(self) -> None:
         """Nobody is passed by: a row without room holds up those behind it."""
         while self.waiting and self._free:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from raydecode.contracts import Needs
+from raydecode.engine.cost import CostCurve
 from raydecode.engine.lane import Chunk, Hook, Lane, Outputs
 from raydecode.engine.loop import Loop
 from raydecode.engine.pages import Pages
@@ -48,6 +49,8 @@ CARRY = 0.5
 BLOCKS = tuple(f"{kind}.{i}" for i in range(DEPTH) for kind in ("attention", "mlp"))
 SITES = ("input", "embedding", *(f"layer.{i}" for i in range(DEPTH)), "final")
 LEVEL = {"input": 0, "embedding": 0, **{f"layer.{i}": i + 1 for i in range(DEPTH)}, "final": DEPTH}
+STEP_S, TOKEN_COST = 1e-3, 0.02
+"""What a forward costs, tabulated as well (for `drafter: auto`): seconds, and the part that each further token adds."""
 ROOT = 0x70F
 """Key of the empty context."""
 
@@ -271,6 +274,7 @@ class ToyEngine(Loop):
         **loop: Any,
     ) -> None:
         further = {"toy": ToyLane(slots, context, tokens, blur=0.25)} if lanes is None else lanes
+        loop.setdefault("curve", CostCurve((1, 2), (STEP_S, (1 + TOKEN_COST) * STEP_S), fixed=True))
         super().__init__(ToyLane(slots, context, tokens), lanes=further, **loop)
         self._step_s, self._poison, self._poisoned = step_s, poison, set[str]()
         self._hang, self._hanging = hang, set[str]()

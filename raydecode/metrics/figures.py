@@ -6,6 +6,7 @@ Legend of the result (`figures` in report.json): counts are rows or tokens, name
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from raydecode.metrics.timeline import Timeline
 COLUMNS = (
     "id", "sample", "text", "finish_reason", "prompt_tokens", "output_tokens", "queued_s", "first_token_s", "total_s",
     "worker", "finished_at", "drafted", "accepted", "forwards", "draft_failures", "replay_mismatches", "error",
-    "drafter", "draft_s", "stopped_by",
+    "drafter", "draft_s", "drafting", "stopped_by",
 )  # fmt: skip
 """Columns of the output that are read; any but the first four may be missing."""
 
@@ -53,6 +54,7 @@ class _Fold:
         self.rows = self.samples = self.errors = self.tokens = self.prompt_tokens = 0
         self.counts = dict.fromkeys(COUNTS, 0)
         self.drafters: dict[str, dict[str, float]] = {}
+        self.drafting: dict[str, _Drafter] = {}
         self.reasons: Counter[str] = Counter()
         self.causes: Counter[str] = Counter()
         self.histograms = {name: Histogram() for name in HISTOGRAMS}
@@ -83,6 +85,7 @@ class _Fold:
         for name in COUNTS:
             self.counts[name] += int(np.nansum(number[name]))
         self._drafts(table, number)
+        self._drafting(table)
         self._times(table, number)
         self._errors(table, failed)
         self._browse(table, failed)
@@ -97,6 +100,13 @@ class _Fold:
             mine["samples"] += len(chosen)
             for column in BY_DRAFTER:
                 mine[column] += float(np.nansum(number[column][chosen]))
+
+    def _drafting(self, table: pa.Table) -> None:
+        if "drafting" not in table.column_names or pa.types.is_null(table["drafting"].type):
+            return
+        for cell in table["drafting"].to_pylist():
+            for name, one in (json.loads(cell) if cell else {}).items():
+                self.drafting.setdefault(name, _Drafter()).add(one)
 
     def _times(self, table: pa.Table, number: Mapping[str, np.ndarray]) -> None:
         at, tokens = number["finished_at"], np.nan_to_num(number["output_tokens"])
@@ -170,18 +180,8 @@ class _Fold:
             "stopped_by": dict(self.causes.most_common()),
             "distributions": {name: histogram.to_json() for name, histogram in self.histograms.items()},
             "error_kinds": sorted(self.kinds.values(), key=lambda kind: -kind["count"]),
-            "tokens_per_forward": _rate(self.tokens, self.counts["forwards"]),
-            "draft_acceptance": _rate(self.counts["accepted"], self.counts["drafted"]),
+            **self._drafted(),
             "draft_failures": self.counts["draft_failures"],
-            "drafters": [
-                {
-                    "drafter": name,
-                    **one,
-                    "tokens_per_forward": _rate(one["output_tokens"], one["forwards"]),
-                    "acceptance": _rate(one["accepted"], one["drafted"]),
-                }
-                for name, one in sorted(self.drafters.items())
-            ],
             "replay_mismatches": self.counts["replay_mismatches"],
             "rows_rerun": facts.get("rows_rerun", 0),
             "attempts": facts.get("attempts", 1),
@@ -202,6 +202,31 @@ class _Fold:
         figures["plan"] = compare(facts["plan"], real) if facts.get("plan") else []
         return figures
 
+    def _drafted(self) -> dict[str, Any]:
+        """By drafter: those that served (column `drafting`), else those that rows named (column `drafter`)."""
+        counts: Mapping[str, float] = self.counts
+        tokens: float = self.tokens
+        drafters: Mapping[str, Mapping[str, Any]] = self.drafters
+        if self.drafting:
+            drafters = {name: one.to_json() for name, one in self.drafting.items()}
+            if not counts["forwards"]:
+                names = ("forwards", "output_tokens", "drafted", "accepted")
+                counts = {name: sum(one[name] for one in drafters.values()) for name in names}
+                tokens = counts["output_tokens"]
+        return {
+            "tokens_per_forward": _rate(tokens, counts["forwards"]),
+            "draft_acceptance": _rate(counts["accepted"], counts["drafted"]),
+            "drafters": [
+                {
+                    "drafter": name,
+                    **one,
+                    "tokens_per_forward": _rate(one["output_tokens"], one["forwards"]),
+                    "acceptance": _rate(one["accepted"], one["drafted"]),
+                }
+                for name, one in sorted(drafters.items())
+            ],
+        }
+
     def _generating(self, facts: Mapping[str, Any]) -> float | None:
         """Seconds from the first start to the last end of a row, over all attempts; else while workers were ready."""
         seconds = sum(end - start for start, end in self.active.values())
@@ -219,6 +244,37 @@ class _Fold:
         return {
             "width_s": self.token_rate.width_s,
             "points": [[max(at - begin, 0.0), rate, rows.get(at, 0.0)] for at, rate in tokens],
+        }
+
+
+@dataclass(slots=True)
+class _Drafter:
+    """One drafter over all rows: the cells of `drafting` (`events.Drafting`), summed."""
+
+    samples: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    offered: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    def add(self, one: Mapping[str, Any]) -> None:
+        self.samples += 1
+        for name, value in one.items():
+            if isinstance(value, int | float):
+                self.counts[name] += value  # type: ignore[assignment]
+        for mine, theirs in ((self.offered, one.get("offered", ())), (self.kept, one.get("kept", ()))):
+            mine.extend([0] * (len(theirs) - len(mine)))
+            for depth, n in enumerate(theirs):
+                mine[depth] += n
+
+    def to_json(self) -> dict[str, Any]:
+        """acceptance_by_depth: of the forwards that offered tokens at a depth, what part kept one; how many offered"""
+        pairs = zip(self.kept, self.offered, strict=True)
+        names = ("forwards", "drafted", "accepted", "draft_s", "verify_s")
+        return {
+            "samples": self.samples,
+            "output_tokens": self.counts["tokens"],
+            **{name: self.counts[name] for name in names},
+            "acceptance_by_depth": [[kept / offered, offered] for kept, offered in pairs if offered],
         }
 
 

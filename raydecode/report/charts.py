@@ -1,4 +1,4 @@
-"""Three small charts as inline SVG. Colours come from the page's CSS variables, so dark and light are one drawing."""
+"""Small charts as inline SVG. Colours come from the page's CSS variables, so dark and light are one drawing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,29 @@ def line(points: Sequence[tuple[float, float]], *, x_unit: str, y_unit: str, lab
         steps.append(f"L{x_axis(x):.1f},{y_axis(y):.1f}L{min(x_axis(following), WIDTH - 8):.1f},{y_axis(y):.1f}")
     steps.append(f"L{WIDTH - 8:.1f},{y_axis(0):.1f}Z")
     return _frame(f'<path class="area" d="{"".join(steps)}"/>', x_axis, y_axis, x_unit, y_unit, label)
+
+
+def curves(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, x_unit: str, y_unit: str, label: str) -> str:
+    """A line with points and its name at the end, for each series; y from 0 to 1."""
+    points = [point for _, some in series for point in some]
+    if not points:
+        return ""
+    x_axis = _Axis(min(x for x, _ in points), max(x for x, _ in points), LEFT, WIDTH - 110)
+    y_axis = _Axis(0, 1, HEIGHT - BOTTOM, TOP)
+    shapes = []
+    for i, (name, some) in enumerate(series):
+        at = [(x_axis(x), y_axis(y)) for x, y in some]
+        dash = "" if not i else f' stroke-dasharray="{2 * i + 2} {i + 1}"'
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        shapes.append(f'<polyline class="curve" points="{path}"{dash}/>')
+        shapes += [
+            f'<circle class="bar" cx="{x:.1f}" cy="{y:.1f}" r="2.5"><title>{escape(name)}, {_number(a)}: {b:.2f}'
+            f"</title></circle>"
+            for (x, y), (a, b) in zip(at, some, strict=True)
+        ]
+        x, y = at[-1]
+        shapes.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+    return _frame("".join(shapes), x_axis, y_axis, x_unit, y_unit, label)
 
 
 def bars(counts: Sequence[tuple[float, float, int]], *, x_unit: str, label: str) -> str:

@@ -27,7 +27,7 @@ def page(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         _headline(figures, facts),
         _section("Throughput", _throughput(figures)),
         _section("Rows", _reasons(figures)),
-        _section("Drafters", _drafters(figures)),
+        _section("Drafters", _drafters(figures, facts)),
         _section("Latency and lengths", _distributions(figures)),
         _section("Errors", _errors(figures)),
         _section("Plan against fact", _plan(figures)),
@@ -113,21 +113,34 @@ def _reasons(figures: Mapping[str, Any]) -> str:
     return charts.shares(items) + "".join(f"<p>{escape(line)}</p>" for line in extra)
 
 
-def _drafters(figures: Mapping[str, Any]) -> str:
-    """Drafter by drafter, if some row had one."""
+def _drafters(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Drafter by drafter, if some row had one: what it did, how deep its drafts were kept, why it was chosen."""
     some = figures.get("drafters") or ()
     if not any(one["drafter"] != "none" for one in some):
         return ""
-    head = ("drafter", "samples", "tokens per forward", "drafted", "kept", "failures", "seconds in the drafter")
+    head = (
+        "drafter", "samples", "forwards", "tokens per forward", "drafted", "kept", "failures", "seconds in the drafter",
+        "seconds of verification",
+    )  # fmt: skip
     rows = [
         (
-            one["drafter"], _n(one["samples"]), _n(one["tokens_per_forward"]), _n(one["drafted"]),
-            "-" if one["acceptance"] is None else f"{100 * one['acceptance']:.1f} %", _n(one["draft_failures"]),
-            _n(one["draft_s"]),
+            one["drafter"], _n(one["samples"]), _n(one["forwards"]), _n(one["tokens_per_forward"]), _n(one["drafted"]),
+            "-" if one["acceptance"] is None else f"{100 * one['acceptance']:.1f} %", _n(one.get("draft_failures")),
+            _n(one["draft_s"]), _n(one.get("verify_s")),
         )
         for one in some
     ]  # fmt: skip
-    return _table(head, rows)
+    depths = [
+        (one["drafter"], [(depth, rate) for depth, (rate, _) in enumerate(one["acceptance_by_depth"], 1)])
+        for one in some
+        if one.get("acceptance_by_depth")
+    ]
+    plot = charts.curves(
+        depths, x_unit="depth in the tree", y_unit="kept, of the forwards that got there,", label="Acceptance by depth"
+    )
+    workers = facts.get("workers") or ()
+    said = [f"{worker['worker']}: {worker['drafting']}" for worker in workers if worker.get("drafting")]
+    return _table(head, rows) + plot + "".join(f"<p class='note'>{escape(line)}</p>" for line in said[:8])
 
 
 def _distributions(figures: Mapping[str, Any]) -> str:

@@ -89,6 +89,16 @@ def test_methods_as_json_and_markdown(capsys):
     assert run(["methods", "interventions"]) == 0
 
 
+def test_methods_say_among_whom_auto_chooses(capsys):
+    assert run(["methods", "drafters", "--json"]) == 0
+    among = {row["name"]: row["among"] for row in json.loads(capsys.readouterr().out)}
+    assert {"ngram", "suffix", "token_recycling"} <= set(among["auto"])
+    assert not {"auto", "draft_model"} & set(among["auto"]), "itself, and what loads a model"
+    assert among["ngram"] is None
+    assert run(["methods", "drafters"]) == 0
+    assert "chooses among aded, ngram" in capsys.readouterr().out
+
+
 def test_models_lists_what_needs_no_account(capsys):
     assert run(["models", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -125,14 +126,19 @@ def test_explain_is_equal(id, sample, out, job, capsys):
     assert len(found["steps"]) == stored["output_tokens"]
     assert all(len(step["alternatives"]) == 5 for step in found["steps"])
     assert found["steps"][0]["logp"] <= 0
-    assert [step["forward"] for step in found["steps"]] == list(range(1, len(found["steps"]) + 1))
-    assert {step["drafted_by"] for step in found["steps"]} == {None}
+    forwards = [step["forward"] for step in found["steps"]]
+    assert forwards[0] == 1
+    assert [b - a for a, b in itertools.pairwise(forwards)] == [int(not s["drafted_by"]) for s in found["steps"][1:]]
+    assert sum(one["tokens"] for one in found["drafting"].values()) == len(found["steps"])
+    assert "a call of one row costs" in found["drafting_why"]
 
 
 def test_explain_shows_each_step(out, capsys):
     assert run(["explain", out, "--id", "r0"]) == 0
     text = capsys.readouterr().out
     assert "sampled" in text
+    assert "tokens in" in text
+    assert "a call of one row costs" in text
     assert "equal to the stored text" in text
 
 
@@ -172,6 +178,7 @@ def test_plan_is_kept_and_compared(tmp_path, job, capsys):
     text = capsys.readouterr().out
     assert "EUR" in text
     assert "decoding: InvalidSpec" in text
+    assert "drafting  a call of one row costs" in text
     assert run(["plan", str(file), "--seconds", "20", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["rows"] == pytest.approx(40, rel=0.2)

@@ -34,9 +34,14 @@ def test_none_switches_off():
     assert parse_decoding({"drafter": "none", "search": "none", "sampler": "none"}, BASE).sampler == ()
 
 
-def test_auto_drafter_means_none_until_engines_measure():
-    assert parse_decoding({"drafter": "auto"}).drafter is None
-    assert parse_decoding({"drafter": "auto"}, DecodingSpec(drafter=Card("ngram"))).drafter is None
+def test_auto_is_a_drafter_with_options():
+    assert parse_decoding({"drafter": "auto"}).drafter == Card("auto", {"among": []})
+    card = parse_decoding({"drafter": {"name": "auto", "among": ["ngram", {"name": "suffix", "depth": 8}]}}).drafter
+    assert card.options["among"] == ["ngram", {"name": "suffix", "depth": 8}]
+    for among, says in [(["ngramm"], "nearest: ngram"), (["auto"], "chooses itself"), ([{"depth": 8}], "has a name"),
+                        ([{"name": "ngram", "depth": 8}], "among.depth")]:  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            parse_decoding({"drafter": {"name": "auto", "among": among}})
 
 
 def test_a_drafter_by_name_has_its_options():

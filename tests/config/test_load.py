@@ -56,7 +56,8 @@ def test_a_method_that_nobody_registered():
 def test_a_file_with_nothing_but_the_necessary():
     job = parse_job(SMALL)
     assert job.spec.sampler == ()
-    assert job.spec.drafter is None
+    assert job.spec.drafter == Card("auto", {"among": []})
+    assert parse_job(SMALL, ["decoding.drafter=none"]).spec.drafter is None
     assert job.prompt.section() == {"template": "{{ prompt }}"}
 
 

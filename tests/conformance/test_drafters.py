@@ -65,8 +65,9 @@ def test_a_good_drafter_saves_forwards():
 
 def test_failures_are_counted_by_row():
     run = drive(ToyEngine(), workload.requests(Card("closed")))
-    stats = [one.stats for one in run.outcomes.values() if len(one.tokens) > 2 and one.stats.forwards > 2]
-    assert stats
+    stats = [one.stats for one in run.outcomes.values()]
+    stats = [one for one in stats if "none" in one.drafting and one.drafting["none"].forwards > 1]  # it was asked
+    assert len(stats) > 5
     assert all(one.draft_failures > 0 and one.drafted >= one.accepted for one in stats)
 
 

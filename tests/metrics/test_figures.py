@@ -79,6 +79,33 @@ def test_drafters_are_counted_apart():
     json.dumps(figures, allow_nan=False)
 
 
+def test_what_served_is_counted_where_the_engine_chose():
+    """Column `drafting`: sums over rows by the drafter that served, acceptance by depth, and what nobody drafted."""
+    cells = [
+        {"ngram": {"forwards": 4, "tokens": 9, "drafted": 12, "accepted": 5, "draft_s": 0.25, "verify_s": 0.5,
+                   "offered": [4, 3], "kept": [3, 2]}, "none": {"forwards": 6, "tokens": 6}},
+        {"ngram": {"forwards": 1, "tokens": 1, "drafted": 2, "offered": [1], "kept": [0]},
+         "suffix": {"draft_s": 0.125}},
+        None,
+    ]  # fmt: skip
+    columns = {
+        "id": list("abc"), "sample": [0] * 3, "text": list("xyz"), "finish_reason": ["length"] * 3,
+        "drafter": ["auto", "auto", None], "drafting": [json.dumps(one) if one else None for one in cells],
+    }  # fmt: skip
+    figures = measure([pa.table(columns)], {})
+    found = {one["drafter"]: one for one in figures["drafters"]}
+    assert set(found) == {"ngram", "none", "suffix"}
+    ngram = found["ngram"]
+    assert (ngram["samples"], ngram["forwards"], ngram["drafted"], ngram["accepted"]) == (2, 5, 14, 5)
+    assert (ngram["tokens_per_forward"], ngram["draft_s"], ngram["verify_s"]) == (2.0, 0.25, 0.5)
+    assert ngram["acceptance_by_depth"] == [[3 / 5, 5], [2 / 3, 3]]
+    assert found["none"]["acceptance"] is None
+    assert (found["suffix"]["forwards"], found["suffix"]["draft_s"]) == (0, 0.125), "asked, never chosen"
+    assert figures["draft_acceptance"] == pytest.approx(5 / 14)
+    assert figures["tokens_per_forward"] == pytest.approx(16 / 11)
+    json.dumps(figures, allow_nan=False)
+
+
 def test_samples_of_one_row_are_one_row():
     table = pa.table(
         {

@@ -7,7 +7,7 @@ With `compiled` all this is done by kernels of our own (`native`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -61,6 +61,7 @@ class TorchLane:
         check_class(type(self.model), self.model.config)
         self.model.set_attn_implementation(attention.NAME)
         self.dtype, self.compiled = self.model.dtype, compiled
+        self._kind = str(folder), dtype, weights, compiled, str(device)
         self.packed = pack(self.model, weights, compiled=compiled) == 0
         self.fused = fuse(self.model) if compiled else 0
         self.inside = Sites(self.model)
@@ -73,6 +74,11 @@ class TorchLane:
         self.cache = Cache(slots, context, tokens, retain)
         self.eos = self.vocabulary.eos_ids
         self.token_bytes = self.vocabulary.token_bytes
+
+    @property
+    def alike(self) -> Hashable:
+        """See `Lane`."""
+        return (*self._kind, torch.get_num_threads())
 
     def encode(self, prompt: Prompt) -> list[int]:
         match prompt:

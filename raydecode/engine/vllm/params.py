@@ -68,6 +68,9 @@ class Mapped:
 def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refused | None:
     """Why vLLM, started with `engine.options`, cannot host `spec`, naming the pair and what would work; else None."""
     for room, cards in spec.cards().items():
+        cards = tuple(
+            card for card in cards if not (room == "drafters" and registry.chooses(card))
+        )  # chooses none here
         if room in INSTEAD and cards:
             field = FIELDS[room]
             return Refused(

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from raydecode import registry
+from raydecode.conformance.drafters import CHEAP
 from raydecode.conformance.drive import drive
 from raydecode.conformance.options import option_sets
 from raydecode.engine import walk
+from raydecode.engine.cost import CostCurve
 from raydecode.engine.loop import Loop
 from raydecode.engine.torch.cache import Cache
 from raydecode.engine.torch.lane import TorchLane
@@ -44,11 +46,14 @@ def small(tiny_folder: Callable[..., Path]) -> TorchLane:
     return TorchLane(tiny_folder(FAMILIES["llama"]()), dtype="float32", slots=5, context=160)
 
 
-def loops(lane: TorchLane) -> Loops:
-    """The model that drafts, named as in the option's example, is the same one: its lane has a cache of its own."""
+def loops(lane: TorchLane, curve: CostCurve | None = CHEAP) -> Loops:
+    """The model that drafts, named as in the option's example, is the same one: its lane has a cache of its own.
+
+    curve: None: measured, and then what `auto` drafts is the clock's matter
+    """
     twin = copy.copy(lane)
     twin.cache = Cache(lane.slots, lane.context)
-    return Loops(lane, chunk=24, lanes={"toy": twin})
+    return Loops(lane, chunk=24, lanes={"toy": twin}, curve=curve)
 
 
 def requests(drafter: Card | None, length: int = 24) -> list[Request]:
@@ -102,3 +107,17 @@ def test_all_of_them_in_one_batch_with_adversaries(small: TorchLane, plain) -> N
 def test_a_verifier_that_accepts_is_caught(small: TorchLane, plain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "_take", functools.partial(cheats.accepting, take=walk._take))
     assert plain.difference(drive(loops(small), requests(first("ngram")))) is not None
+
+
+def test_auto_measures_its_lane_once_and_texts_do_not_know_what_it_found(small: TorchLane, plain) -> None:
+    """By the clock: whatever it drafted, nothing differs. The process measures once for both engines."""
+    auto = registry.get("drafters", "auto").parse(Card("auto"), "drafter")
+    first, second = loops(small, None), loops(small, None)
+    for engine in (first, second):
+        run = drive(engine, requests(auto))
+        assert plain.difference(run) is None
+        assert sum(one.stats.draft_failures for one in run.outcomes.values()) == 0
+        engine.check_integrity()
+    assert first.choice.curve is not second.choice.curve, "corrections are each engine's own"
+    assert list(first.choice.curve.seconds_N) == list(second.choice.curve.seconds_N)
+    assert "a call of one row costs" in str(first.drafting)

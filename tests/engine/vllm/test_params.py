@@ -143,6 +143,10 @@ def test_rooms_that_vllm_cannot_host(spec: DecodingSpec, says: str) -> None:
     assert "engine torch" in str(refusal)
 
 
+def test_a_choice_of_drafters_is_none_here() -> None:
+    assert refuse(DecodingSpec(drafter=Card("auto", {"among": ["ngram"]}))) is None
+
+
 def test_seeds_fit_vllm_and_differ_by_row_and_sample() -> None:
     rows = [Request(f"r{i}", f"r{i}", Text("x")) for i in range(50)]
     seeds = {row_seed(row.noise_key(sample)) for row in rows for sample in range(4)}
