@@ -107,7 +107,8 @@ class GenerationActor:
         """Build the engine. Returns what the report says of it."""
         self._stepper = Stepper(partial(self._build, self._job), self._slots, self._woken)
         engine = self._stepper.start()
-        told = {name: getattr(engine, name, None) for name in ("promise", "device", "dtype", "why", "noise", "detail")}
+        names = ("promise", "device", "dtype", "kernels", "why", "noise", "detail")
+        told = {name: getattr(engine, name, None) for name in names}
         return {"engine": getattr(engine, "name", type(engine).__name__), "pid": os.getpid()} | {
             name: str(value) for name, value in told.items() if value is not None
         }

@@ -84,7 +84,7 @@ def facts_of(summary: Any, job: JobConfig) -> dict[str, Any]:
     asked = {"name": choice.name, "dtype": choice.dtype, "why": choice.why}
     weak = [one for one in summary.workers.values() if one.get("promise") == "near-ties only"]  # one is enough
     about: Mapping[str, Any] = next(iter([*weak, *summary.workers.values()]), {})
-    names = ("engine", "why", "promise", "device", "dtype", "noise", "detail")
+    names = ("engine", "why", "promise", "device", "dtype", "kernels", "noise", "detail")
     engine = {"name" if name == "engine" else name: about[name] for name in names if about.get(name) is not None}
     memory = max((w["memory_bytes"] for w in summary.workers.values() if "memory_bytes" in w), default=None)
     return {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Words = ndarray[Any, Any]
+    Contend = Callable[[Words, Words, Words, Words, int], list[tuple[Words, Words]]]
 
 DRAW, COIN = 0, 1
 """Streams of one key: the token draw; coins of samplers that need them (XTC)."""
@@ -131,30 +132,27 @@ ROUNDING = 0.01
 LARGE = 1e4
 
 
-def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int]) -> Tensor:
+def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int], contend: Contend | None = None) -> Tensor:
     """int64 [R]: argmax_v(x + gumbel), the lowest id on ties; a row with one finite logit yields it whatever the noise.
 
-    Noise is made only for tokens that can win: same words, same bits, same token as with all of it.
+    Noise is made only for tokens that can win: same words, same bits, same token as with all of it. contend: a faster
+    form of `contenders`.
     """
     import numpy as np
     import torch
 
     if x_RV.device.type != "cpu" or x_RV.shape[1] <= SMALL:
         return gumbel(keys, t, x_RV.shape[1]).to(x_RV.device).add_(x_RV).argmax(1)
-    logits_RV, table = x_RV.numpy(), _table(x_RV.shape[1])
+    logits_RV, table = np.ascontiguousarray(x_RV.numpy()), _table(x_RV.shape[1])
     best_R, out = logits_RV.max(1), torch.zeros(len(keys), dtype=torch.int64)
-    room = np.empty((2, len(table)), dtype=np.uint32)  # fresh memory for every row costs as much as the hashing
-    found = [
-        _contenders(x_V, best, table, both, room)
-        for x_V, best, both in zip(logits_RV, best_R, _both(keys, t, DRAW), strict=True)
-    ]
-    noise = _gumbel(np.concatenate([words for _, words, _ in found])).numpy()
+    found = (contend or contenders)(logits_RV, best_R - np.float32(NEAR), table, _both(keys, t, DRAW), LOUD_WORDS)
+    noise = _gumbel(np.concatenate([words for _, words in found])).numpy()
     start = 0
-    for r, (ids, _, pruned) in enumerate(found):
+    for r, (ids, _) in enumerate(found):
         score = noise[start : start + len(ids)] + logits_RV[r, ids]
         start += len(ids)
         sure = score.max(initial=-math.inf) > best_R[r] - NEAR + LOUD + ROUNDING and abs(best_R[r]) < LARGE
-        if pruned and not sure:
+        if not sure:
             out[r] = gumbel(keys[r : r + 1], t[r : r + 1], len(table))[0].add_(x_RV[r]).argmax()
         elif len(ids):
             out[r] = int(ids[score.argmax()])
@@ -174,18 +172,19 @@ def draw_among(ids: Sequence[Words], x: Sequence[Words], size: int, keys: Sequen
     return torch.tensor(best, dtype=torch.int64)
 
 
-def _contenders(x_V: Words, best: float, table: Words, both: Words, room: Words) -> tuple[Words, Words, bool]:
-    """The ids that can win, ascending, their words, and whether others were left out for want of a chance."""
+def contenders(x_RV: Words, low_R: Words, table: Words, both_R: Words, loud: int) -> list[tuple[Words, Words]]:
+    """Of each row the ids of the tokens that can win, ascending, and their words: logit >= low or word < loud, and not
+    -inf."""
     import numpy as np
 
-    if x_V.min() == -math.inf:
-        kept = np.flatnonzero(x_V > -math.inf)
-        if 4 * len(kept) < len(x_V):
-            return kept, _mixed(table[kept], both), False
-    words = _mixed(table, both, *room)
-    ids = np.flatnonzero((x_V >= best - NEAR) | (words < LOUD_WORDS))
-    ids = ids[x_V[ids] > -math.inf]
-    return ids, words[ids], True
+    room = np.empty((2, len(table)), dtype=np.uint32)  # fresh memory for every row costs as much as the hashing
+    out = []
+    for x_V, low, both in zip(x_RV, low_R, both_R, strict=True):
+        words = _mixed(table, both, *room)
+        ids = np.flatnonzero((x_V >= low) | (words < loud))
+        ids = ids[x_V[ids] > -math.inf]
+        out.append((ids, words[ids]))
+    return out
 
 
 def coin(key: int, t: int, index: int = 0) -> float:

@@ -29,12 +29,45 @@ def test_the_toy_model_has_its_own_engine() -> None:
     assert "toy" in choice.why
 
 
+TEMPERATURE = {"sampler": [{"name": "temperature", "value": 0.8}]}
+
+
+@pytest.fixture
+def slow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose compiler is missing, so that the torch engine has no kernels of its own."""
+    monkeypatch.setattr("raydecode.engine.torch.native.find_compiler", lambda: None)
+
+
+@pytest.mark.usefixtures("slow_torch")
 def test_auto_takes_vllm_where_it_runs_and_says_why_not_elsewhere() -> None:
-    choice = choose(job("some/model", decoding={"sampler": [{"name": "temperature", "value": 0.8}]}))
+    choice = choose(job("some/model", decoding=TEMPERATURE))
     missing = available()
     assert choice.name == ("torch" if missing else "vllm")
     assert missing is None or missing in choice.why
     assert choice.dtype in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(available() is not None, reason="no vLLM to choose from")
+def test_auto_takes_torch_where_its_own_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("raydecode.engine.torch.native.find_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def chosen(**engine: Any) -> str:
+        return choose(job("some/model", engine={"dtype": "float32", **engine}, decoding=TEMPERATURE)).name
+
+    assert chosen() == chosen(options={"chunk": 64}) == "torch"
+    assert chosen(dtype="bfloat16") == "vllm", "the kernels compute in float32"
+    assert chosen(options={"compile": False}) == "vllm"
+    assert chosen(options={"enforce_eager": True}) == "vllm", "an option that only vLLM has"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert chosen() == "vllm", "whose nodes may have GPUs"
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen() == "vllm"
 
 
 SPECULATES = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
@@ -112,6 +145,7 @@ def test_a_built_engine_runs() -> None:
     assert {event.reason for event in events if isinstance(event, OutcomeEvent)} <= {"eos", "length"}
 
 
+@pytest.mark.usefixtures("slow_torch")
 def test_an_encoder_decoder_goes_to_torch_also_where_vllm_runs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known as soon as the model's files are here; a model that is not here yet is asked again once it is."""
     monkeypatch.setattr("raydecode.engine.vllm.available", lambda: None)
@@ -128,11 +162,11 @@ def test_an_encoder_decoder_goes_to_torch_also_where_vllm_runs(tmp_path, monkeyp
     assert choose(job("not/here")).name == "vllm"
 
 
-def test_choosing_loads_neither_vllm_nor_ray() -> None:
+def test_choosing_loads_neither_vllm_nor_ray_nor_transformers() -> None:
     code = (
         "import sys; from raydecode.assemble import choose; from raydecode.config import JobConfig;"
         "choose(JobConfig.model_validate({'model': 'some/model', 'input': {'path': 'x'}, 'output': {'path': 'y'}}));"
-        "print([name for name in ('vllm', 'ray') if name in sys.modules])"
+        "print([name for name in ('vllm', 'ray', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

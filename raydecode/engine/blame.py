@@ -6,12 +6,13 @@ The row has ended, so its slot is free to be read into; nobody else waits for mo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
 from raydecode.contracts import Intervention, Needs
 from raydecode.engine.inside import hooks
-from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.lane import Chunk, Lane, SourceLane
 from raydecode.engine.rows import Row
 from raydecode.tree import TokenTree
 
@@ -26,6 +27,8 @@ def blame(lane: Lane, row: Row, method: Callable[[str], Intervention]) -> str:
     lane.release(row.slot)
     if not lane.reserve(row.slot, 0, len(row.context)):
         return ""  # others hold what this row shared; it takes none of theirs
+    if row.source:
+        cast(SourceLane, lane).read(row.slot, row.source)
     with torch.no_grad():
         for start in range(0, len(row.context), PIECE):
             ids = row.context[start : start + PIECE]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from raydecode.numerics import columns_within, within
 from raydecode.randomness import SMALL, draw, draw_among
+
+if TYPE_CHECKING:
+    from raydecode.randomness import Contend
 
 SHARE = 4
 """A row is narrowed when at most this part (one of SHARE) of it is left."""
@@ -116,10 +119,10 @@ class Candidates:
             best_R[part] = self.take(part)[0].amax(1)
         return best_R
 
-    def draw(self, keys: Sequence[int], t: Sequence[int]) -> Tensor:
+    def draw(self, keys: Sequence[int], t: Sequence[int], contend: Contend | None = None) -> Tensor:
         """int64 [R]: see `randomness.draw`."""
         if not self.few:
-            return draw(self.x_RV, keys, t)
+            return draw(self.x_RV, keys, t, contend)
         token_R = torch.zeros(len(keys), dtype=torch.int64)
         for part in self.groups([*range(len(keys))], any_width=True):
             own, at = [keys[r] for r in part], [t[r] for r in part]
@@ -129,7 +132,7 @@ class Candidates:
                     [one.ids for one in few], [one.x for one in few], self.x_RV.shape[1], own, at
                 )
             else:
-                token_R[part] = draw(self.x_RV[part], own, at)
+                token_R[part] = draw(self.x_RV[part], own, at, contend)
         return token_R
 
     def whole(self) -> Tensor:

@@ -64,6 +64,9 @@ def refuse_lanes(engine: str, spec: DecodingSpec, lanes: Sequence[str], sites: S
     )  # fmt: skip
 
 
+UNREAD = "; the torch engine reads attention weights of decoder-only models with engine.options.compile: false"
+
+
 def refuse_sites(
     engine: str, spec: DecodingSpec, sites: Sequence[str], readable: Sequence[str] = (), differentiable: bool = False
 ) -> Refused | None:
@@ -81,7 +84,7 @@ def refuse_sites(
             except UserError:
                 continue
             if method.needs.grad and not (differentiable and room == "samplers"):
-                can = "samplers on engine torch with weights: full and a decoder-only model"
+                can = "samplers on engine torch with weights: full, compile: false and a decoder-only model"
                 return Refused(
                     f"{room}/{card.name} needs gradients, which the {engine} engine does not give it", field=field,
                     value=card.name, hint=f"who has them: {can}",
@@ -91,7 +94,7 @@ def refuse_sites(
                 return Refused(
                     f"{room}/{card.name} asks for site '{wrong}': the {engine} engine's model has no such site",
                     field=field, value=wrong, nearest=nearest(wrong, known),
-                    hint=f"sites: {', '.join(known) or 'none'}",
+                    hint=f"sites: {', '.join(known) or 'none'}" + (UNREAD if wrong.startswith("attention.") else ""),
                 )  # fmt: skip
     return None
 

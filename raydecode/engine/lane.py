@@ -72,6 +72,7 @@ class Lane(Protocol):
            the S tokens of a node's path; a node's are made when they are looked at, and before the lane's next call
     differentiable: whether there is `slope`
     alike: lanes of a process with equal answers take equally long for equal calls; None or nothing: ask each
+    contend: a faster form of `randomness.contenders`
     Law: a node's logits depend on the tokens on its path only; bit for bit where the engine's `promise` says so.
     """
 

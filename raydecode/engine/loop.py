@@ -73,7 +73,8 @@ class Loop:
         self._intervention = partial(self.method, "interventions")
         self.choice = Choice(self.name, curve)
         slope = self._slope if getattr(lane, "differentiable", False) else None
-        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope)
+        contend = getattr(lane, "contend", None)
+        self._methods = Methods(partial(self.method, "samplers"), self._monitor, lane.sites, slope, contend)
         self._rounds = Rounds(lane, lanes or {}, self._methods, self._intervention, self.host, chunk=chunk, clock=clock)
         self._drafters = Drafters(
             partial(self.method, "drafters"), self._monitor, self._rounds, self.choice, clock=clock
@@ -87,11 +88,6 @@ class Loop:
         refused = refuse(self.name, spec)
         if refused:
             return refused
-        if spec.drafter and hasattr(self.lane, "starts") and not registry.chooses(spec.drafter):
-            return Refused(
-                "an encoder-decoder takes no drafts yet", field="decoding.drafter", value=spec.drafter.name,
-                hint="drafter: none",
-            )  # fmt: skip
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
         for one in (spec, *(DecodingSpec(drafter=arm) for arm in registry.among(spec.drafter))):

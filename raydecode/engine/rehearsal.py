@@ -74,12 +74,12 @@ class Rehearsal:
         left, observations = chain.shape(x_GV, group, self.methods.samplers, look)
         refuse_empty(left, raw_GV, group)
         keys, t = [row.key for row in group], [row.t for row in group]
-        first_G = token_G = left.draw(keys, t).cpu()
+        first_G = token_G = left.draw(keys, t, self.methods.contend).cpu()
         most = max(count[r] for r in index)
         left_GV = left.whole().clone() if most > 1 else None
         for turn in range(most):
             if turn and left_GV is not None:
-                token_G = draw(left_GV, keys, t).cpu()
+                token_G = draw(left_GV, keys, t, self.methods.contend).cpu()
             for g, r in enumerate(index):
                 token = int(token_G[g])
                 if turn < count[r] and group[g].reason is None:

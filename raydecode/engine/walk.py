@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ from raydecode.events import Event, TokenEvent
 from raydecode.numerics import normaliser, normaliser_and_entropy
 from raydecode.tree import TokenTree
 
+if TYPE_CHECKING:
+    from raydecode.randomness import Contend
+
 
 @dataclass(slots=True)
 class Visit:
@@ -47,12 +51,13 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """Live objects by name, made on first use; one per engine."""
+    """Live objects by name, made on first use; one per engine. contend: see `randomness.draw`."""
 
     samplers: chain.SamplerOf
     monitors: Callable[[str], Monitor]
     sites: Sequence[str] = ()
     slope: SlopeOf | None = None
+    contend: Contend | None = None
 
 
 def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: ServiceHost, events: list[Event]) -> None:
@@ -70,7 +75,8 @@ def walk(visits: Sequence[Visit], outputs: Outputs, methods: Methods, host: Serv
         look = Look(outputs, methods.sites, node_R, methods.slope)
         left, observations = chain.shape(x_RV, rows, methods.samplers, look)
         refuse_empty(left, raw_RV, rows)
-        token_R = left.draw([row.key for row in rows], [row.t for row in rows]).cpu()  # one transfer for all
+        keys, t = [row.key for row in rows], [row.t for row in rows]
+        token_R = left.draw(keys, t, methods.contend).cpu()  # one transfer for all
         for r, row in enumerate(rows):
             if row.t < len(row.replay):
                 row.replay_mismatches += int(token_R[r]) != row.replay[row.t]

@@ -59,7 +59,8 @@ def _headline(figures: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     engine = facts.get("engine") or {}
     said = [f"{engine.get('name')} engine: {engine['why']}"] if engine.get("why") else []
     if engine.get("promise"):
-        said.append(f"promise: {engine['promise']}")
+        kernels = f", kernels {engine['kernels']}" if engine.get("kernels") else ""
+        said.append(f"promise: {engine['promise']}{kernels}")
     if facts.get("promises"):
         said.append(str(facts["promises"]))
     said += [str(note) for note in facts.get("notes") or ()]

@@ -30,9 +30,10 @@ def block(**columns):
 
 def test_the_id_is_the_noise_and_the_position_is_the_request(tmp_path):
     made = Requests(job_of(tmp_path, prompts(1))).of(Prepare({"template": "say {{ x }}"}, ["x"])(block(x=["a", "b"])))
+    spec = DecodingSpec(max_tokens=12, seed=3, drafter=Card("auto", {"among": []}))
     assert [request for _, request in made] == [
-        Request("0:0", "id0", Text("say a"), DecodingSpec(max_tokens=12, seed=3)),
-        Request("0:1", "id1", Text("say b"), DecodingSpec(max_tokens=12, seed=3)),
+        Request("0:0", "id0", Text("say a"), spec),
+        Request("0:1", "id1", Text("say b"), spec),
     ]
 
 

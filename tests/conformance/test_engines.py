@@ -185,6 +185,6 @@ def test_engine_with_a_bug_is_caught(engine, law):
 def test_sampling_by_slot_is_caught(monkeypatch):
     """Keys by position in the batch, as many engines draw."""
     honest = candidates.draw
-    monkeypatch.setattr(candidates, "draw", lambda x_RV, keys, t: honest(x_RV, list(range(len(keys))), t))
+    monkeypatch.setattr(candidates, "draw", lambda x_RV, keys, t, *_: honest(x_RV, list(range(len(keys))), t))
     with pytest.raises(Violation, match="text_ignores_the_batch"):
         engines.text_ignores_the_batch(functools.partial(ToyEngine), workload.requests()[:4], [{"slots": 4}])

@@ -103,7 +103,7 @@ def test_noise_by_rank_is_caught():
 
 
 def test_an_engine_on_generator_noise_is_caught(monkeypatch):
-    def draw(x_RV, keys, t):
+    def draw(x_RV, keys, t, *_):
         return (x_RV + _generator_noise(keys, t, x_RV.shape[1])).argmax(1)
 
     requests = [Request(f"r{i}", f"r{i}", Ids((0, 1)), DecodingSpec(max_tokens=8)) for i in range(4)]

@@ -53,6 +53,14 @@ def test_two_kinds_of_engine_under_one_promise_are_no_news() -> None:
     assert len(one.log.state.engines) == 2
 
 
+def test_other_kernels_under_one_promise_are_told() -> None:
+    one = ledger(storage())
+    assert one.introduce({**BITWISE, "kernels": "built here"}) is None
+    told = one.introduce({**BITWISE, "kernels": "torch's"})
+    assert told is not None
+    assert "different kernels: bitwise (torch, float32, cpu, kernels built here)" in told
+
+
 def test_an_engine_that_states_no_promise_is_named_so() -> None:
     one = ledger(storage())
     one.introduce(BITWISE)

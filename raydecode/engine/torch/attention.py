@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from raydecode.engine.torch.weights import Watch
 
 NAME = "raydecode"
+
+
+class Bias(Protocol):
+    """What is added to scores by the distance of a node from a column."""
+
+    def of(self, position_N: Tensor, columns: int) -> Tensor:
+        """float32 [N, H, columns]"""
+        ...
+
 
 HARMLESS = frozenset({
     "position_ids", "cache_position", "position_embeddings", "is_causal", "use_cache", "output_attentions",
@@ -74,21 +83,30 @@ def attend(
         watch.see(index, query_MHD, scale, softcap, sliding_window)
     if isinstance(layout, Paths):
         return layout.attend(index, query_MHD, scale, softcap, sliding_window)[None], None
-    few_NHD = _few(layout, index, query_MHD, scale, softcap, sliding_window) if layout.longest else None
+    return weigh(layout, index, query_MHD, scale, softcap, sliding_window)[None], None
+
+
+def weigh(
+    layout: Layout, index: int, query_MHD: Tensor, scale: float, softcap: float | None = None,
+    window: int | None = None, bias: Bias | None = None,
+) -> Tensor:  # fmt: skip
+    """[M, H, D]: what the nodes of a call see of the pages that its layout names; zeros behind them (padding)."""
+    few_NHD = _few(layout, index, query_MHD, scale, softcap, window, bias) if layout.longest else None
     if few_NHD is not None and layout.alone and len(few_NHD) == len(query_MHD):
-        return few_NHD[None], None
-    out_MHD = query_MHD.new_zeros(query_MHD.shape[0], query_MHD.shape[1], value.shape[-1])
+        return few_NHD
+    out_MHD = query_MHD.new_zeros(*query_MHD.shape[:2], layout.cache.layer(index)[1].shape[-1])
     if few_NHD is not None:
         out_MHD[layout.few] = few_NHD
     for span in layout.spans:
         query_THD = query_MHD[span.first : span.end]
-        out_MHD[span.first : span.end] = _span(layout, span, index, query_THD, scale, softcap, sliding_window)
-    return out_MHD[None], None
+        out_MHD[span.first : span.end] = _span(layout, span, index, query_THD, scale, softcap, window, bias)
+    return out_MHD
 
 
 def _few(
-    layout: Layout, index: int, query_MHD: Tensor, scale: float, softcap: float | None, window: int | None
-) -> Tensor:
+    layout: Layout, index: int, query_MHD: Tensor, scale: float, softcap: float | None, window: int | None,
+    bias: Bias | None,
+) -> Tensor:  # fmt: skip
     """Few tokens of many rows: one product per segment of pages, over all rows that hold a page."""
     keys, values = layout.cache.layer(index)
     heads, pages = query_MHD.shape[1], layout.longest
@@ -100,7 +118,8 @@ def _few(
     ]
     whole = torch.cat([found.flatten(0, 1) for found in scores]) if len(scores) > 1 else scores[0].flatten(0, 1)
     scores_N1HS = whole.index_select(0, products.score_Y).view(-1, 1, heads, pages * PAGE)
-    weights = _softmax(scores_N1HS, layout.hidden_few(window), scale, softcap).to(values.dtype).view(-1, PAGE)
+    add = bias.of(layout.last_N, pages * PAGE)[:, None] if bias else None
+    weights = _softmax(scores_N1HS, layout.hidden_few(window), scale, softcap, add).to(values.dtype).view(-1, PAGE)
     parts = values.new_zeros(products.score_Y.numel() + 1, values.shape[-1])
     for one in products.segments:
         weights_XRS = weights.index_select(0, one.weight_X).unflatten(0, (-1, one.rows))
@@ -116,6 +135,7 @@ def _span(
     scale: float,
     softcap: float | None,
     window: int | None,
+    bias: Bias | None,
 ) -> Tensor:
     """Many tokens of one row: a head group's tokens share one product over the row's pages."""
     keys, values = (pool[span.page_J].transpose(0, 1) for pool in layout.cache.layer(index))  # [K, J, PAGE, D]
@@ -124,16 +144,22 @@ def _span(
     query_KRD = pad(query_KGTD.flatten(1, 2), (0, 0, 0, -(heads * length) % TILE))
     scores_KRS = torch.matmul(query_KRD, keys.flatten(1, 2).transpose(-1, -2))
     hidden_RS = layout.hidden_span(span, heads, query_KRD.shape[1], window)
-    weights_KRJP = _softmax(scores_KRS, hidden_RS, scale, softcap).to(values.dtype).unflatten(2, (-1, PAGE))
+    add = None
+    if bias:
+        add_HTS = bias.of(layout.position_M[span.first : span.end], scores_KRS.shape[2]).transpose(0, 1)
+        add = pad(add_HTS.reshape(len(query_KRD), heads * length, -1), (0, 0, 0, -(heads * length) % TILE))
+    weights_KRJP = _softmax(scores_KRS, hidden_RS, scale, softcap, add).to(values.dtype).unflatten(2, (-1, PAGE))
     out_KRD = _in_order([torch.matmul(weights_KRJP[:, :, j], values[:, j]) for j in range(values.shape[1])])
     return out_KRD[:, : heads * length].unflatten(1, (heads, length)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _softmax(scores: Tensor, hidden: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _softmax(scores: Tensor, hidden: Tensor, scale: float, softcap: float | None, add: Tensor | None = None) -> Tensor:
     """In float32 over the last dimension."""
     scores = scores.float().mul_(scale)
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
+    if add is not None:
+        scores = scores + add
     return torch.softmax(scores.masked_fill_(hidden, -math.inf), -1)
 
 

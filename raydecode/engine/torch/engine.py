@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 
@@ -14,13 +14,14 @@ from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.loop import Loop
 from raydecode.engine.spelling import spelling
 from raydecode.engine.torch.family import check_family
+from raydecode.engine.torch.heap import keep_freed_memory
 from raydecode.engine.torch.int8 import check_int8
 from raydecode.engine.torch.lane import TorchLane
-from raydecode.engine.torch.linear import Weights, packs
-from raydecode.engine.torch.native import check_native
+from raydecode.engine.torch.linear import packs
+from raydecode.engine.torch.options import check_names, checked_compile, checked_weights, served
 from raydecode.engine.torch.promise import Promise, check_lane
 from raydecode.engine.torch.seq2seq import Seq2SeqLane
-from raydecode.errors import Refused, UserError, nearest
+from raydecode.errors import Refused, UserError
 from raydecode.models.memory import available_bytes
 
 SHARE = 0.5
@@ -29,15 +30,14 @@ SHARE = 0.5
 RETAINED_BYTES = 256 << 20
 """Pages kept after their rows, for prompts that begin alike, when `retain_tokens` is not given: at most a quarter."""
 
-OPTIONS = ("cache_tokens", "chunk", "compile", "retain_tokens", "trust_remote_code", "weights")
-
 
 class TorchEngine(Loop):
     """slots: rows at once. max_length: context in tokens; None = the model's own, or what the cache holds.
 
     options: chunk (prompt tokens per step), cache_tokens (tokens of all rows that the cache may hold; rows beyond that
     wait), retain_tokens (of those, kept after their rows), trust_remote_code, weights ("full", or "int8": see `int8`),
-    compile (true: kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once).
+    compile (kernels built by this machine's C++ compiler, see `native`; the start takes seconds longer, once: true,
+    false, or "auto", wherever they serve).
     lanes: name -> folder of models to draft with, in the same dtype, each with a cache of as many tokens.
     Errors: `models.ModelError`, `UserError`, `Refused`.
     """
@@ -57,24 +57,18 @@ class TorchEngine(Loop):
         **loop: Any,
     ) -> None:
         given = dict(options or {})
-        for name in given:
-            if name not in OPTIONS:
-                raise UserError(
-                    f"the torch engine has no option '{name}'", field=f"engine.options.{name}", value=given[name],
-                    nearest=nearest(name, OPTIONS), hint=f"options: {', '.join(OPTIONS)}",
-                )  # fmt: skip
+        check_names(given)
         if threads:
             torch.set_num_threads(threads)
         self.dtype = fast_dtype(dtype, gpu=False)
         trust = bool(given.pop("trust_remote_code", False))
-        weights = _weights(given.pop("weights", "full"))
-        compiled = _switch("compile", given.pop("compile", False))
-        if weights == "int8" and not compiled:
-            check_int8()
+        weights = checked_weights(given.pop("weights", "full"))
+        compiled = checked_compile(given.pop("compile", "auto"))
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=self.dtype)
-        if compiled:
-            check_native(self.dtype, card.encoder_decoder)
+        compiled, why_not = served(compiled, self.dtype, card.encoder_decoder)
+        if weights == "int8" and not compiled:
+            check_int8()
         if weights == "int8" and card.encoder_decoder:
             raise Refused(
                 "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
@@ -84,6 +78,8 @@ class TorchEngine(Loop):
         for draft in drafts.values():
             beside += draft.weight_bytes(self.dtype) + _second_head(draft, self.dtype)
         drafting = sum(draft.kv_bytes_per_token(self.dtype) for draft in drafts.values())
+        if card.encoder_decoder:  # a source per slot, beside the outputs
+            beside += slots * (max_length or card.context) * card.kv_bytes_per_token(self.dtype)
         most, wanted = slots * (max_length or card.context), given.pop("cache_tokens", None)
         tokens = _tokens(card, self.dtype, most, wanted, beside, drafting)
         context = _context(card, tokens, max_length)
@@ -97,7 +93,7 @@ class TorchEngine(Loop):
             "dtype": self.dtype, "slots": slots, "context": context, "trust_remote_code": trust,
         }  # fmt: skip
         lane: Any = (
-            Seq2SeqLane(folder, **common)
+            Seq2SeqLane(folder, **common, tokens=tokens)
             if card.encoder_decoder
             else TorchLane(folder, **common, tokens=tokens, retain=retain, weights=weights, compiled=compiled)
         )
@@ -112,27 +108,13 @@ class TorchEngine(Loop):
             for name, path in (lanes or {}).items()
         }
         super().__init__(lane, lanes=further, **given, **loop)
+        keep_freed_memory()
         with lane.rehearsing() if card.encoder_decoder else contextlib.nullcontext():
-            self.promise_found: Promise = check_lane(lane, self.dtype, trees=not card.encoder_decoder)
+            self.promise_found: Promise = check_lane(lane, self.dtype)
         found = self.promise_found
-        self.promise, self.device, self.noise, self.detail = found.promise, found.device, found.noise, found.detail
-
-
-def _weights(given: Any) -> Weights:
-    if given not in get_args(Weights):
-        raise UserError(
-            f"weights are kept as full or int8, not as {given!r}", field="engine.options.weights", value=given,
-            nearest=nearest(str(given), get_args(Weights)),
-        )  # fmt: skip
-    return cast(Weights, given)
-
-
-def _switch(name: str, given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise UserError(
-            f"{name} is true or false, not {given!r}", field=f"engine.options.{name}", value=given, nearest="true"
-        )
-    return given
+        self.promise, self.device, self.noise = found.promise, found.device, found.noise
+        self.kernels = "built here" if compiled else "torch's"
+        self.detail = f"{found.detail}; {why_not}" if why_not else found.detail
 
 
 def _second_head(card: models.ModelCard, dtype: str) -> int:

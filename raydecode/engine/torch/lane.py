@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,12 +23,16 @@ from raydecode.engine.torch.family import check_class
 from raydecode.engine.torch.fused import fuse
 from raydecode.engine.torch.layout import Layout, Run
 from raydecode.engine.torch.linear import Weights, pack, padding
+from raydecode.engine.torch.native import contend
 from raydecode.engine.torch.paths import Paths
 from raydecode.engine.torch.sites import Sites
 from raydecode.engine.torch.slope import slope
 from raydecode.engine.torch.weights import PREFIX, Watch
 from raydecode.errors import RowError
 from raydecode.request import Ids, Messages, Prompt, Text
+
+if TYPE_CHECKING:
+    from raydecode.randomness import Contend
 
 
 class TorchLane:
@@ -64,6 +69,7 @@ class TorchLane:
         self._kind = str(folder), dtype, weights, compiled, str(device)
         self.packed = pack(self.model, weights, compiled=compiled) == 0
         self.fused = fuse(self.model) if compiled else 0
+        self.contend: Contend | None = contend if compiled else None
         self.inside = Sites(self.model)
         self.sites: Sequence[str] = self.inside.names
         layers = range(0 if compiled else len(self.sites) - 3)  # a layer in one call has no attention to look at

@@ -16,7 +16,7 @@ K key heads, G = H/K, R = T * G filled up to whole tiles, O pages of the longest
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,6 +153,10 @@ class Layout:
             if run.branches:
                 self._jobs += _tails(run, table, mine.start)
         self._jobs += [shared[page] for page in sorted(shared)]
+        self._close(few)
+
+    def _close(self, few: list[int]) -> None:
+        """What follows from the spans, the jobs and the nodes that they serve."""
         self.few_N = self._tensor(few)
         self.few = slice(0, len(few)) if few == list(range(len(few))) else self.few_N
         self.alone = len(few) == self.size
@@ -228,6 +232,31 @@ class Layout:
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+class Across(Layout):
+    """The same for what rows read and never write: each node of a run sees all `length[slot]` columns of its slot."""
+
+    def __init__(
+        self, cache: Cache, runs: Sequence[Run], length: Mapping[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.cache, self._device = cache, device
+        self.size = sum(run.length for run in runs)
+        self.position_M = self._tensor([length[run.slot] - 1 for run in runs for _ in range(run.length)])
+        self.spans = []
+        few: list[int] = []
+        shared: dict[int, _Job] = {}
+        for run in runs:
+            table = cache.pages.tables[run.slot]
+            if run.length > MANY:
+                self.spans.append(Span(run.first, run.first + run.length, self._tensor(table)))
+                continue
+            mine = range(len(few), len(few) + run.length)
+            few += range(run.first, run.first + run.length)
+            for number, page in enumerate(table):
+                shared.setdefault(page, _Job(number, [], page)).nodes.extend(mine)
+        self._jobs = [shared[page] for page in sorted(shared)]
+        self._close(few)
 
 
 def _tails(run: Run, table: Sequence[int], first: int) -> Iterator[_Job]:

@@ -1,4 +1,4 @@
-// Kernels of `compile: true`: dense layers, attention over pages, and one whole layer of the Llama form, in float32.
+// Kernels of `compile`: dense layers, attention over pages, one whole layer of the Llama form, in float32; the draw.
 //
 // Law: what is computed for a row (a node of the call) is the same sequence of float operations whatever the number of
 // rows, their order, the pages its text lies in and the number of threads: sums run over the inputs of a layer in
@@ -377,6 +377,35 @@ static void keep(const Paths& at, const Pool& pool, int64_t m, int64_t head, con
   for (int64_t d = 0; d < pool.value_size; d++) v[d] = value[d] * 0.0f == 0.0f ? value[d] : 0.0f;
 }
 
+// ------------------------------------------------------------------ the draw
+// Of one row the tokens that can win (randomness.py has the formula): those whose logit is at least `low` or whose noise
+// word is below `loud`, ids ascending; -inf and NaN cannot. The words are integers: the same as numpy makes.
+static int32_t contend(const float* x, int64_t size, float low, const uint32_t* table, uint64_t key, uint32_t loud,
+                       int32_t* ids, uint32_t* words) {
+  const uint32_t first = (uint32_t)key, second = (uint32_t)(key >> 32);
+  int32_t found = 0;
+  for (int64_t base = 0; base < size; base += 64) {
+    const int64_t count = size - base < 64 ? size - base : 64;
+    uint32_t word[64];
+    uint8_t hit[64] = {};
+    for (int64_t j = 0; j < count; j++) {
+      uint32_t w = table[base + j] ^ first;
+      w = (w ^ (w >> 16)) * 0x7FEB352Du;
+      w = (w ^ (w >> 15) ^ second) * 0x846CA68Bu;
+      word[j] = (w ^ (w >> 16)) & 0x7FFFFFFFu;
+    }
+    for (int64_t j = 0; j < count; j++) hit[j] = (x[base + j] >= low) | (word[j] < loud);
+    for (int64_t j = 0; j < 64; j += 8) {
+      uint64_t eight;
+      std::memcpy(&eight, hit + j, 8);
+      if (!eight) continue;
+      for (int64_t i = j; i < j + 8; i++)
+        if (hit[i] && x[base + i] > -INFINITY) ids[found] = (int32_t)(base + i), words[found++] = word[i];
+    }
+  }
+  return found;
+}
+
 // ------------------------------------------------------------------ a layer of the Llama form
 struct Layer {
   Weight qkv, out, gate_up, down;
@@ -396,6 +425,15 @@ void raydecode_attend(const Paths* at, const Pool* pool, int64_t heads, const fl
                       float* out, float scale, float cap, int64_t window, int64_t threads) {
 #pragma omp parallel num_threads(threads)
   attend_all(*at, *pool, heads, query, row, step, out, scale, cap, window, threads);
+}
+
+// x, ids, words: [rows][size]; low, keys, found: [rows].
+void raydecode_contend(const float* x, int64_t rows, int64_t size, const float* low, const uint32_t* table,
+                       const uint64_t* keys, uint32_t loud, int32_t* ids, uint32_t* words, int32_t* found,
+                       int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t r = 0; r < rows; r++)
+    found[r] = contend(x + r * size, size, low[r], table, keys[r], loud, ids + r * size, words + r * size);
 }
 
 // x, y: [nodes][width]; cos, sin: [nodes][size]; scratch: nodes * raydecode_scratch floats.

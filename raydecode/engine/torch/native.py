@@ -1,4 +1,4 @@
-"""The kernels of `engine.options.compile: true`: native.cpp, built by the machine's own compiler, once per machine.
+"""The kernels of `engine.options.compile`: native.cpp, built by the machine's own compiler, once per machine.
 
 Why: a step of one row is bound by reading the weights, and torch reads them as float32 where most checkpoints are
 bfloat16. Upper halves of floats are floats, so such weights are stored in 16 bits and computed in float32: the same
@@ -16,11 +16,12 @@ import hashlib
 import platform
 import shutil
 import subprocess
-from ctypes import POINTER, byref, c_float, c_int64, c_void_p
+from ctypes import POINTER, byref, c_float, c_int64, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class Layer(ctypes.Structure):
 @cache
 def native() -> Any:
     """The library; building it where this machine has not. Raises Refused where that cannot be done."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = find_compiler()
     if compiler is None:
         raise _refusal(f"it needs a C++ compiler, and none of {', '.join(COMPILERS)} is on this machine's PATH")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
@@ -86,8 +87,16 @@ def native() -> Any:
     library.raydecode_layer.argtypes = [
         POINTER(Layer), POINTER(Paths), POINTER(Pool), c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64,
     ]  # fmt: skip
+    library.raydecode_contend.argtypes = [
+        c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_void_p, c_int64,
+    ]  # fmt: skip
     library.raydecode_scratch.argtypes, library.raydecode_scratch.restype = [POINTER(Layer)], c_int64
     return library
+
+
+def find_compiler() -> str | None:
+    """Where this machine's C++ compiler is."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def check_native(dtype: str, encoder_decoder: bool, device: str = "cpu") -> None:
@@ -109,6 +118,18 @@ def pointer(tensor: Tensor | None) -> int | None:
 def dense(weight: Weight, x_MD: Tensor, y_MO: Tensor) -> None:
     """y = x W^T (+ b); both contiguous float32."""
     native().raydecode_dense(byref(weight), x_MD.data_ptr(), x_MD.shape[0], y_MO.data_ptr(), torch.get_num_threads())
+
+
+def contend(x_RV: Any, low_R: Any, table_V: Any, both_R: Any, loud: int) -> list[tuple[Any, Any]]:
+    """`randomness.contenders`, for rows that lie together."""
+    rows, size = x_RV.shape
+    ids_RV, words_RV = np.empty((rows, size), dtype=np.int32), np.empty((rows, size), dtype=np.uint32)
+    found_R = np.empty(rows, dtype=np.int32)
+    native().raydecode_contend(
+        x_RV.ctypes.data, rows, size, low_R.ctypes.data, table_V.ctypes.data, both_R.ctypes.data, loud,
+        ids_RV.ctypes.data, words_RV.ctypes.data, found_R.ctypes.data, torch.get_num_threads(),
+    )  # fmt: skip
+    return [(ids_RV[r, :count], words_RV[r, :count]) for r, count in enumerate(found_R.tolist())]
 
 
 def _build(compiler: str, target: Path) -> None:

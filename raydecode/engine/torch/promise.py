@@ -47,7 +47,7 @@ LENGTH = 2 * PAGE + 2
 """Tokens of the checked row: three pages, the last tokens on both sides of a boundary; its mate has one page more."""
 
 
-def check_lane(lane: TorchLane, dtype: str, *, trees: bool = True) -> Promise:
+def check_lane(lane: TorchLane, dtype: str) -> Promise:
     """Feed one sequence in several ways and compare the logits of its last CHAIN tokens. Slots are free afterwards.
 
     Raises Refused where the ways disagree by more than rounding: then the model mixes rows or forgets its cache.
@@ -62,8 +62,7 @@ def check_lane(lane: TorchLane, dtype: str, *, trees: bool = True) -> Promise:
             "prompt in chunks": _logits(lane, ids, [min(5, length), length // 2, length]),
             "token by token": _logits(lane, ids, [*range(max(length - CHAIN + 1, 1), length), length]),
         }
-        if trees:  # encoder-decoders take chains only
-            found["on a path of a tree"] = _branching(lane, ids, [(7 * id + 1) % size for id in ids])
+        found["on a path of a tree"] = _branching(lane, ids, [(7 * id + 1) % size for id in ids])
         if lane.slots > 1:
             found["beside a longer row"] = _logits(
                 lane, ids, [*range(max(length - CHAIN + 1, 1), length), length], mate

@@ -31,8 +31,14 @@ class Sites:
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
-        count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[union-attr,operator]
-        self._holder, self.layers = _layers(model, count)
+        config: Any = model.config
+        self._two = bool(config.is_encoder_decoder)
+        """Of two stacks the decoder is meant; the encoder has no sites."""
+        if self._two:
+            count = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+        else:
+            count = config.get_text_config(decoder=True).num_hidden_layers
+        self._holder, self.layers = _layers(_base(model) if self._two else model, count)
         self.names: tuple[str, ...] = ()
         if self.layers is not None:
             self.names = ("input", "embedding", *(f"layer.{i}" for i in range(count)), "final")
@@ -94,7 +100,8 @@ class Sites:
 
             return first.register_forward_pre_hook(before, with_kwargs=True)
         if site == "input":
-            return self.model.get_input_embeddings().register_forward_hook(lambda m, given, out: visit(out))
+            table = (_base(self.model) if self._two else self.model).get_input_embeddings()
+            return table.register_forward_hook(lambda m, given, out: visit(out))
         if site == "final":
             return _base(self.model).register_forward_hook(_on_output(visit))
         layer: nn.Module = self.layers[int(site.removeprefix("layer."))]  # type: ignore[index]
@@ -102,13 +109,18 @@ class Sites:
 
     def head(self, hidden_ND: Tensor, norm: bool) -> Tensor:
         """float32 [N, V]: the model's own output layer with all that it does to logits (scales, soft caps)."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         base = _base(self.model)
         if norm:
             hidden_ND = self.norm(hidden_ND)
         base.forward = lambda *given, **named: _Last(hidden_ND[None])
         try:
             any_id = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
-            logits: Tensor = self.model(input_ids=any_id, use_cache=False).logits
+            given: dict[str, Any] = {"input_ids": any_id}
+            if self._two:
+                given = {"decoder_input_ids": any_id, "encoder_outputs": BaseModelOutput(hidden_ND[None])}
+            logits: Tensor = self.model(**given, use_cache=False).logits
         finally:
             del base.forward
         return logits[0].float()

@@ -42,7 +42,7 @@ def see_every_row_count(engine: TorchEngine) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_requests_take_no_memory(tiny_folder: Callable[..., Path]) -> None:
-    options = {"cache_tokens": 2048, "chunk": CHUNK}
+    options = {"cache_tokens": 2048, "chunk": CHUNK, "compile": False}
     folder = tiny_folder(LlamaConfig(**GROUPED))
     engine = TorchEngine(folder, dtype="float32", slots=SLOTS, max_length=CONTEXT, options=options)
     see_every_row_count(engine)

@@ -125,7 +125,7 @@ def test_int8_is_the_formula_and_its_rows_are_alone() -> None:
 def test_int8_keeps_the_promise_and_stays_near(dtype: str, tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder(hf.LlamaConfig(**GROUPED, attention_bias=True), getattr(torch, dtype))
     full, engine = (
-        TorchEngine(folder, dtype=dtype, slots=4, max_length=100, options={"weights": kind})
+        TorchEngine(folder, dtype=dtype, slots=4, max_length=100, options={"weights": kind, "compile": False})
         for kind in ("full", "int8")
     )
     assert engine.promise == "bitwise", engine.detail
@@ -148,4 +148,4 @@ def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
         TorchEngine(folder, options={"weights": "int-8"})
     monkeypatch.setattr(int8, "PRODUCT", "no_such_kernel")
     with pytest.raises(Refused, match="fbgemm"):
-        TorchEngine(folder, options={"weights": "int8"})
+        TorchEngine(folder, options={"weights": "int8", "compile": False})

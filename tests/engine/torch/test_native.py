@@ -1,4 +1,4 @@
-"""Kernels of `compile: true`: the formulas, rows that are alone, and transformers' logits on every form of layer."""
+"""Kernels of `compile`: the formulas, rows that are alone, transformers' logits on every form of layer, the draw."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 
+from raydecode import randomness
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk
 from raydecode.engine.torch import TorchEngine, native
@@ -153,9 +155,34 @@ def test_a_broken_twin_is_found_out(lane: TorchLane, monkeypatch: pytest.MonkeyP
     assert 0 < wrong < seen
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 1000, 49_152])
+def test_contenders_are_numpys(size: int) -> None:
+    """Same ids, same words, with -inf, NaN and ties; so the draw has the same bits."""
+    make = np.random.default_rng(size)
+    x_RV = make.normal(0, 4, (5, size)).astype(np.float32)
+    x_RV[1, make.random(size) < 0.9] = -np.inf
+    x_RV[2, size // 2] = np.nan
+    x_RV[3] = 1.5
+    x_RV[4] = -np.inf
+    table = randomness._table(size)
+    both_R = randomness._both([3, 2**64 - 1, 5, 6, 7], [0, 1, 2**40, 3, 4], randomness.DRAW)
+    low_R = x_RV.max(1) - np.float32(8)
+    given = x_RV, low_R, table, both_R, randomness.LOUD_WORDS
+    for ours, theirs in zip(native.contend(*given), randomness.contenders(*given), strict=True):
+        assert ours[0].tolist() == theirs[0].tolist()
+        assert ours[1].tolist() == theirs[1].tolist()
+
+
+def test_the_draw_has_the_same_tokens() -> None:
+    make = torch.Generator().manual_seed(3)
+    x_RV = torch.randn(64, 5000, generator=make) * 3
+    keys, t = [*range(64)], [7] * 64
+    assert torch.equal(randomness.draw(x_RV, keys, t, native.contend), randomness.draw(x_RV, keys, t))
+
+
 def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_folder(hf.LlamaConfig(**GROUPED))
-    with pytest.raises(UserError, match="true or false"):
+    with pytest.raises(UserError, match="true, false or auto"):
         TorchEngine(folder, options={"compile": "yes"})
     with pytest.raises(Refused, match="computes in float32, not in bfloat16"):
         TorchEngine(folder, dtype="bfloat16", options={"compile": True})
@@ -170,3 +197,16 @@ def test_refusals(tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(Refused, match=r"C\+\+ compiler"):
         TorchEngine(folder, dtype="float32", options={"compile": True})
+    without = TorchEngine(folder, dtype="float32", slots=2, max_length=64)
+    assert without.kernels == "torch's"
+    assert "C++ compiler" in without.detail, "auto says why it goes without"
+
+
+def test_auto_takes_them_where_they_serve(tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder(hf.LlamaConfig(**GROUPED))
+    engine = TorchEngine(folder, dtype="float32", slots=2, max_length=64)
+    assert (engine.kernels, engine.lane.compiled) == ("built here", True)
+    assert TorchEngine(folder, dtype="float32", slots=2, max_length=64, options={"compile": False}).kernels == "torch's"
+    half = TorchEngine(folder, dtype="bfloat16", slots=2, max_length=64)
+    assert half.kernels == "torch's"
+    assert "float32" in half.detail
