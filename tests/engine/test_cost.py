@@ -165,3 +165,11 @@ def test_measured_once_per_key_and_every_caller_has_its_own_corrections():
 def test_far_points_are_for_devices_with_short_calls():
     assert max(measure(Device(fixed=0.001, each=0.00001), slots=32, longest=2000).tokens_N) == cost.FAR[-1]
     assert max(measure(Device(fixed=0.03, each=0.003), slots=32, longest=2000).tokens_N) <= TOKENS[-1]
+
+
+def test_few_tokens_are_measured_also_where_calls_take_long():
+    """Kernels whose price bends: 4 tokens are nearly free, 8 are not. A line from 1 to 8 would take 4 for dear."""
+    bent = {1: 1.0, 2: 1.04, 4: 1.24, 8: 1.97, 16: 2.88, 32: 5.6, 64: 11.0}
+    curve = measure(lambda rows, tokens: 0.06 * bent[tokens], slots=1, longest=64)
+    assert curve(1, 4) / curve(1, 1) == pytest.approx(1.24)
+    assert max(curve.tokens_N) < 64
