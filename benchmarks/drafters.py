@@ -389,7 +389,8 @@ def main() -> None:
             vllm, records, errors = theirs.get((sampler, batch)), [], []
             for record in measure(f"{sampler}:{batch}", args):
                 (errors if record["kind"] == "error" else records).append(record)
-                say(f"{sampler}, batch {batch}: {record.get('drafter') or record['error']}")
+                what = record.get("error") or f"{record['category']}, {record['drafter']}: {record['seconds']:.2f} s"
+                say(f"{sampler}, batch {batch}: {what}")
             cell = {"sampler": sampler, "batch": batch, "lines": summed(records, vllm), "errors": errors}
             if vllm:
                 cell["vllm_tokens_per_s"] = 1 / statistics.median(rate(vllm["groups"]))

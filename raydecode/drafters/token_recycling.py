@@ -61,7 +61,7 @@ class TokenRecycling:
         k: int = Field(default=8, ge=1, le=64, description="followers kept per token", examples=[8, 2])
         nodes: int = Field(default=12, ge=1, le=256, description="drafted tokens per step", examples=[12, 3])
         prompt: bool = Field(
-            default=True, description="learn from the prompt, which takes longer to read", examples=[True, False]
+            default=False, description="learn from the prompt, which takes longer to read", examples=[True, False]
         )
         shared: bool = Field(default=True, description="one table for all rows of the engine, else one per row")
 

@@ -114,10 +114,12 @@ class Drafters:
         for chunk in reading:
             if chunk.tree:
                 row = rows[chunk.slot]
-                card = row.spec.drafter
+                assert row.spec.drafter is not None
+                cards = self.choice.cards(row.spec.drafter) if row.chosen else (row.spec.drafter,)
                 try:
-                    assert card is not None
-                    self._view(row, repr(card), card, eos)  # opens its state
+                    for card in cards:
+                        if needs_of(self._of(card.name), card, self._sites).prompt:
+                            self._view(row, repr(card), card, eos)  # opens its state
                     self.observe(row, chunk.tree, (), (), outputs, base)
                 except Exception:
                     row.draft_failures += 1

@@ -194,8 +194,7 @@ class Loop:
         if spec.drafter and registry.chooses(spec.drafter):
             chosen, self.choice.wanted = repr(spec.drafter), True
             for card in self.choice.cards(spec.drafter):
-                own = asked(DecodingSpec(drafter=card), self.lane.sites)
-                inside |= dataclasses.replace(own, prompt=False)  # reading takes no longer before anything has paid
+                inside |= asked(DecodingSpec(drafter=card), self.lane.sites)
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), limit)

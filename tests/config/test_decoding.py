@@ -46,7 +46,7 @@ def test_auto_is_a_drafter_with_options():
 
 def test_a_drafter_by_name_has_its_options():
     card = parse_decoding({"drafter": {"name": "token_recycling", "nodes": 4}}).drafter
-    assert card == Card("token_recycling", {"k": 8, "nodes": 4, "shared": True})
+    assert card == Card("token_recycling", {"k": 8, "nodes": 4, "prompt": False, "shared": True})
 
 
 def test_record_round_trip():
