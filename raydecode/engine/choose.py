@@ -10,7 +10,7 @@
 
 That makes the bandit's exploration nearly free, and its exploitation exact up to the rates. An account bounds the rest:
 
-    seconds of a drafter <= SHARE * seconds of all calls + GRACE plain calls + half of the seconds that it saved
+    seconds of a drafter <= SHARE * seconds of all calls + GRACE plain calls + a quarter of the seconds that it saved
 
 GRACE is for drafters that guess from tokens. One whose drafts take forwards begins with none and as if a proposal took
 FORWARDS plain calls, so it is first asked when SHARE has paid for it; one that the job names has the grace in any case.
@@ -117,7 +117,7 @@ class Chooser:
         return [
             i
             for i, arm in enumerate(self.arms)
-            if arm.seconds + arm.ask_s <= arm.grace * call_s + share_s + max(arm.saved, 0.0) / 2
+            if arm.seconds + arm.ask_s <= arm.grace * call_s + share_s + max(arm.saved, 0.0) / 4
         ]
 
     def ask(self, seat: Seat, awake: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-MARGIN = 1.02
+MARGIN = 1.08
 
 
 @dataclass(frozen=True, slots=True)
