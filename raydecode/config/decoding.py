@@ -101,7 +101,7 @@ class DecodingConfig(RowDecoding):
     overflow: Literal["error", "cut_left", "cut_right", "shorten"] = "error"
     """when prompt + max_tokens exceeds the context: an error row, cut the prompt, or shorten the output"""
     roster: dict[str, tuple[CardField, ...]] | None = None
-    """room -> cards that rows may use besides the job's own; null: every method that loads nothing"""
+    """room -> cards that rows may use besides the job's own; null: all that load nothing (on vLLM no drafters)"""
 
     @field_validator("roster", mode="before")
     @classmethod

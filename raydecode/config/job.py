@@ -37,7 +37,7 @@ class EngineConfig(Section):
     """What runs the model; `engine: torch` is short for the name alone."""
 
     name: Literal["auto", "torch", "vllm", "toy"] = "auto"
-    """auto takes the one that can host what was asked, of two the faster one on this machine, and says why"""
+    """auto takes the one that can host what was asked, of two the one measured to be faster on such a machine"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the processor or GPU multiplies it natively, else float32"""
     slots: Count = 32
