@@ -116,6 +116,7 @@ def draft_models(job: JobConfig) -> dict[str, Path]:
         method = registry.methods("drafters").get(card.name)
         if method is None or not method.loads:
             continue
+        card = method.parse(card, "decoding.drafter")
         for source in needs_of(method.factory, card, ()).lanes:
             if source != "self":
                 try:
@@ -218,8 +219,8 @@ def _native(job: JobConfig) -> bool:
         return False
     if not set(options) <= set(OPTIONS) or options.get("compile", "auto") is False:
         return False
-    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return wide and _dtype(job, "torch") == "float32" and find_compiler() is not None
+    measured = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return measured and _dtype(job, "torch") == "float32" and find_compiler() is not None
 
 
 def _dtype(job: JobConfig, engine: str) -> str:

@@ -154,7 +154,7 @@ def draw(x_RV: Tensor, keys: Sequence[int], t: Sequence[int], contend: Contend |
         sure = score.max(initial=-math.inf) > best_R[r] - NEAR + LOUD + ROUNDING and abs(best_R[r]) < LARGE
         if not sure:
             out[r] = gumbel(keys[r : r + 1], t[r : r + 1], len(table))[0].add_(x_RV[r]).argmax()
-        elif len(ids):
+        else:
             out[r] = int(ids[score.argmax()])
     return out
 

@@ -96,7 +96,11 @@ class RowDecoding(Section):
 class DecodingConfig(RowDecoding):
     """How to decode every row of the job, unless a `decoding` column says otherwise."""
 
-    drafter: CardField | None = Field(default_factory=lambda: known("drafters", AUTO, "decoding.drafter"))
+    drafter: CardField | None = Field(
+        default_factory=lambda: (
+            known("drafters", AUTO, "decoding.drafter") if AUTO in registry.methods("drafters") else None
+        )
+    )
     """none, auto (the engine chooses what pays), a name or a card; never changes the text"""
     overflow: Literal["error", "cut_left", "cut_right", "shorten"] = "error"
     """when prompt + max_tokens exceeds the context: an error row, cut the prompt, or shorten the output"""
@@ -156,7 +160,8 @@ class Roster:
         for room, cards in spec.cards().items():
             listed = self.cards().get(room, ())
             if room == "drafters":  # one that chooses may choose what rows may name
-                listed = (*listed, *(arm for card in listed for arm in registry.among(card)))
+                arms = (arm for card in listed for arm in registry.among(card))
+                listed = (*listed, *(registry.get(room, arm.name, where).parse(arm, where) for arm in arms))
                 cards = tuple(arm for card in cards for arm in _served(card))
             for card in cards:
                 method = registry.get(room, card.name, where)

@@ -45,7 +45,8 @@ def candidates(engine: str, card: Card) -> tuple[Card, ...]:
         cards = tuple(
             one for one in wide if not registry.chooses(one) and not refuse(engine, DecodingSpec(drafter=one))
         )
-    return tuple(_filled("drafters", one) for one in cards)
+    filled = (_filled("drafters", one) for one in cards)
+    return tuple({repr(one): one for one in filled}.values())  # one arm per card, however often it is named
 
 
 def complete(spec: DecodingSpec) -> DecodingSpec:

@@ -46,15 +46,15 @@ class Choice:
             return
         most = self.curve.most(count, count + reading)
         for chooser, some in self._by_chooser(rows):
-            awake = chooser.awake() if most else []
-            keys = {chooser.arms[arm].key: arm for arm in awake}
+            awake = chooser.awake() if most or reading else []  # a prompt that is read puts nobody to sleep
+            keys = {chooser.arms[arm].key for arm in awake}
             for row in some:
                 if row.seat is None:
                     kind = repr(row.spec.sampler), row.prompt_len.bit_length() // 2, bool(row.spec.monitors)
                     row.seat = chooser.seat(kind)
                 for key in [key for key in row.drafters if key not in keys]:
                     del row.drafters[key]
-                for arm in chooser.ask(row.seat, awake):
+                for arm in chooser.ask(row.seat, awake) if most else ():
                     yield row, chooser.arms[arm].key, chooser.arms[arm].card, chooser.budget(arm, most)
 
     def decide(

@@ -82,10 +82,10 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A row's tree for the next call; drafter: None when it is the root alone."""
+    """A row's tree for the next call, and whose it is."""
 
     tree: TokenTree
-    drafter: Card | None = None
+    drafter: Card
 
 
 class Chooser:
@@ -143,6 +143,10 @@ class Chooser:
         """A tree per row from its drafters' proposals, and None where plain decoding is best. Begins the watches."""
         drafting = [i for i, some in enumerate(proposals) if any(len(tree) > 1 for tree in some.values())]
         picks: list[Pick | None] = [None] * len(seats)
+        for seat, some in zip(seats, proposals, strict=True):
+            if all(len(tree) == 1 for tree in some.values()):
+                for arm in some:
+                    self._value(seat, arm, 0.0)
         if not drafting:
             return picks
         longest = max(len(tree) - 1 for some in proposals for tree in some.values())
@@ -161,7 +165,7 @@ class Chooser:
                     best_of = saving, arm, tree, reach_N
                 self.arms[arm].used *= 0.98
             chosen.append(best_of[1:])
-        if self.curve.stale(rows):
+        if tokens <= rows and self.curve.stale(rows):  # else this call is not plain in any case
             return picks
         shape = best([one[2] for one in chosen], lambda n: seconds_N[n] - sunk, others=rows - count)
         for i, (arm, tree, _), keep in zip(drafting, chosen, shape.keep, strict=True):
@@ -194,7 +198,7 @@ class Chooser:
     def paid(self, card: Card, rows: int, tokens: int, drafted: int, accepted: int) -> None:
         """A call of this size verified `drafted` tokens of a drafter, of which `accepted` were right."""
         plain = self.curve(rows, max(tokens - drafted, rows))
-        saved = accepted * plain / rows - (self.curve(rows, tokens) - plain)
+        saved = accepted * self.curve(rows, rows) / rows - (self.curve(rows, tokens) - plain)
         self.arms[self.index[repr(card)]].saved += saved
 
     def _bet(self, seat: Seat, arm: int, tree: TokenTree) -> list[float]:

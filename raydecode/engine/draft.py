@@ -244,5 +244,5 @@ def _hidden(
     """What the drafter's `hidden_nodes` says, copied: the call's own tensors go. Keeps the row's tail."""
     wanted = {"tail": path[-1:], "accepted": path, "all": range(size)}[needs.hidden_nodes]
     hidden = {node: {site: outputs.hidden[site][base + node].clone() for site in needs.hidden} for node in wanted}
-    row.tail = hidden[path[-1]]
+    row.tail = {**row.tail, **hidden[path[-1]]}
     return hidden

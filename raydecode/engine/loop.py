@@ -193,7 +193,7 @@ class Loop:
         chosen = ""
         if spec.drafter and registry.chooses(spec.drafter):
             chosen, self.choice.wanted = repr(spec.drafter), True
-            for card in self.choice.cards(spec.drafter):
+            for card in self.choice.cards(spec.drafter) if not hasattr(self.lane, "starts") else ():
                 inside |= asked(DecodingSpec(drafter=card), self.lane.sites)
         rows: list[Row] = []
         for sample in range(spec.n):

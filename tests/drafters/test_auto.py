@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from raydecode import registry
+from raydecode.config.decoding import Roster
 from raydecode.conformance import workload
 from raydecode.conformance.drafters import CHEAP
 from raydecode.conformance.drive import drive
@@ -41,6 +42,23 @@ def test_among_whom():
     named = dataclasses.replace(AUTO, options={"among": ["suffix", {"name": "ngram", "tokens": 3}]})
     assert [card.name for card in candidates("toy", named)] == ["suffix", "ngram"]
     assert candidates("toy", named)[1].options["tokens"] == 3
+
+
+def test_a_drafter_named_twice_is_one_arm():
+    """Two arms of one card would put a row twice into one proposal."""
+    filled = registry.get("drafters", "ngram").parse(Card("ngram"), "drafter")
+    twice = dataclasses.replace(AUTO, options={"among": ["ngram", "suffix", {"name": "ngram", **filled.options}]})
+    assert [card.name for card in candidates("toy", twice)] == ["ngram", "suffix"]
+
+
+def test_what_it_may_choose_rows_may_name():
+    """Options are compared complete: the job's words and the row's need not be the same."""
+    job = dataclasses.replace(AUTO, options={"among": [{"name": "draft_model", "model": "toy"}]})
+    row = registry.get("drafters", "draft_model").parse(Card("draft_model", {"model": "toy"}), "drafter")
+    Roster(own={"drafters": (job,)}, named=None).check(DecodingSpec(drafter=row))
+    with pytest.raises(UserError, match="not on the job's roster"):
+        other = dataclasses.replace(row, options={**row.options, "model": "another"})
+        Roster(own={"drafters": (job,)}, named=None).check(DecodingSpec(drafter=other))
 
 
 def test_a_drafter_that_breaks_the_law_or_loads_is_not_chosen_unasked():

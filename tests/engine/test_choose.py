@@ -216,6 +216,24 @@ def test_proposals_that_are_roots_are_no_choice():
     assert seat.watches == []
 
 
+def test_a_neighbour_that_always_drafts_silences_nobody():
+    """A plain call is asked for now and then, to be timed; where none can be plain, drafting goes on."""
+    chooser = Chooser([Card("d")], gpu())
+    for _ in range(200):
+        chooser.curve.observe(2, 4, chooser.curve(2, 4))
+    assert chooser.curve.stale(2)
+    proposal = [{0: TokenTree(token=(0, 1, 2), parent=(-1, 0, 1), est=(1.0, 0.9, 0.9))}]
+    assert chooser.choose([chooser.seat("k")], proposal, 2, 2) == [None], "this call shall be plain"
+    assert chooser.choose([chooser.seat("k")], proposal, 2, 3) != [None]
+
+
+def test_saved_seconds_do_not_count_other_rows_tokens():
+    """The twin that priced a token by the whole call booked hundreds beside a prompt."""
+    chooser = Chooser([Card("d")], cpu())
+    chooser.paid(Card("d"), 1, 512 + 4, 3, 3)
+    assert chooser.arms[0].saved < 3 * chooser.curve(1, 1)
+
+
 def test_kinds_of_rows_are_bounded():
     chooser = Chooser([Card("d")], cpu())
     assert {chooser.seat(kind).kind for kind in range(100)} == set(range(KINDS + 1))

@@ -24,6 +24,7 @@ from raydecode.engine.host import ServiceHost
 from raydecode.engine.lane import Lane
 from raydecode.engine.rounds import Rounds
 from raydecode.engine.rows import Row
+from raydecode.engine.vllm import own
 from raydecode.engine.walk import Methods
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from raydecode.tree import TokenTree
@@ -94,9 +95,7 @@ class DraftRows:
         """The row, its context caught up with what vLLM has, and its drafter told of what is new."""
         id = asked["id"]
         if id not in self._rows:
-            name, options = asked["drafter"]["name"], dict(asked["drafter"])
-            del options["name"]
-            spec = DecodingSpec(drafter=Card(name, options), stop_tokens=tuple(ends))
+            spec = DecodingSpec(drafter=own.card(asked["drafter"]), stop_tokens=tuple(ends))
             request = Request(id, id, Ids(()), spec)
             row = Row(RowId(id), request, spec, 0, list(ids), asked["prompt_len"], asked["limit"])
             self._rows[id] = Drafting(row)
@@ -108,6 +107,7 @@ class DraftRows:
         row, known = one.row, len(one.row.context)
         if len(ids) < known:
             del row.context[len(ids) :]
+            row.drafters.clear()  # their states know more than the text
             one.tree = None
         for record in verified(row.pending, one.tree, ids[known:]):
             self._drafters.observe(row, *record, cast(Any, None), 0)  # no need of these drafters reads the outputs

@@ -20,9 +20,6 @@ from raydecode.engine.vllm.draft import Drafted, DraftRows
 FIELD = "raydecode.row"
 """Our key in `SamplingParams.extra_args`; `draft.wire` is what it holds."""
 
-NAME = "raydecode.engine.vllm.proposer.Proposer"
-"""How vLLM finds the class."""
-
 KEPT_PER_SLOT = 16
 """Rows that are remembered, per slot: pre-empted ones come back."""
 
