@@ -116,8 +116,8 @@ class Loop:
             acting = hooks(chunks, by_slot, self._intervention)
             began = self.clock()
             outputs = self.lane.forward(chunks, united([visit.row for visit in visits]), acting)
-            if visits:
-                outputs.logits_MV[0, 0].item()  # a device answers when it is done
+            if visits and self.choice.wanted:
+                outputs.logits_MV[0, 0].item()  # to be timed: a device answers when it is done
             call = Call(len(visits), sum(len(chunk) for chunk in chunks), self.clock() - began)
             walk(visits, outputs, self._methods, self.host, events)
             self._settle(visits, outputs, call, events)
