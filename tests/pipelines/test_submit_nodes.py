@@ -55,7 +55,7 @@ class Client:
     """`raydecode submit ...` as a process of its own, in the folder of the job."""
 
     def __init__(self, folder: Path, root: Path, *arguments: str) -> None:
-        self._log = folder / f"client-{time.monotonic_ns()}.log"
+        self._log = folder.parent / f"client-{time.monotonic_ns()}.log"  # what lies in the folder travels with the job
         env = os.environ | OPEN | {"PYTHONPATH": str(root)}
         command = [sys.executable, "-m", "raydecode.cli", "submit", *arguments]
         with self._log.open("w") as log:
