@@ -30,16 +30,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import MARK, ids_of
+from engine import MARK, ids_of, records
 from generate import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,21 +208,8 @@ def measure(what: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     command += ["--prompts", *map(str, args.prompts), "--batches", *map(str, args.batches)]
     command += ["--categories", *args.categories, "--samplers", *args.samplers, "--questions", str(args.questions)]
     command += [] if args.compile else ["--no-compile"]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(args.threads)}
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
-        late = threading.Timer(args.limit_s, process.kill)
-        late.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(MARK):
-                yield json.loads(line.removeprefix(MARK))
-        if process.wait():
-            said.seek(0)
-            why = said.read().strip()[-600:] if late.is_alive() else f"no end in {args.limit_s} s"
-            yield {"kind": "error", "cell": what, "error": why}
-        late.cancel()
+    for record in records(command, args.limit_s, OMP_NUM_THREADS=str(args.threads)):
+        yield record | ({"cell": what} if record["kind"] == "error" else {})
 
 
 def rate(groups: Sequence[dict[str, Any]]) -> list[float]:

@@ -264,12 +264,16 @@ def measure(engine: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     command = [sys.executable, __file__, "--engine", engine, "--tokens", str(args.tokens), "--dtype", args.dtype]
     command += ["--folder", args.folder, "--options", args.options, "--repeats", str(args.repeats)]
     command += ["--rows", *map(str, args.rows)]
+    yield from records(command, args.limit_s)
+
+
+def records(command: Sequence[str], limit_s: float, **environment: str) -> Iterator[dict[str, Any]]:
+    """What a process of a benchmark says, record by record; an error at the end if it did not end well or in time."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    given = {**os.environ, "PYTHONPATH": path, **environment}
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, "PYTHONPATH": path}
-        )
-        late = threading.Timer(args.limit_s, process.kill)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=given)
+        late = threading.Timer(limit_s, process.kill)
         late.start()
         assert process.stdout is not None
         for line in process.stdout:
@@ -277,7 +281,7 @@ def measure(engine: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.removeprefix(MARK))
         if process.wait():
             said.seek(0)
-            why = said.read().strip()[-600:] if late.is_alive() else f"no end in {args.limit_s} s"
+            why = said.read().strip()[-600:] if late.is_alive() else f"no end in {limit_s} s"
             yield {"kind": "error", "error": why}
         late.cancel()
 
