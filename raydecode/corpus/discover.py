@@ -4,8 +4,8 @@ Identity of a file = path, size and stamp: content hash for local files up to 64
 ends; etag or checksum for object stores. A known local file whose size and mtime are the recorded ones is taken for
 unchanged without being opened; another mtime (a copy, a checkout) makes its content count. A file that the log knows
 under its path and that differs is refused by name; one that lies elsewhere now under the same name and with the same
-content hash has moved (a submitted folder travels under a path of its own each time) and keeps its number; new files get
-new numbers; a covered file that has gone is no longer needed.
+content hash has moved (a submitted folder travels under another path each time) and keeps its number; new files get new
+numbers; a covered file that has gone is no longer needed.
 """
 
 from __future__ import annotations
