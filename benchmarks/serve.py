@@ -43,6 +43,14 @@ from generate import cpu
 SYSTEMS = ("engine", "raydecode", "raydecode-vllm", "vllm", "ray.serve.llm")
 NAME = "smollm2"
 SLOTS, CONTEXT = 32, 2048
+GENERATOR = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+"""`vllm bench serve`; the command itself asks for a distribution named vllm, which the CPU build is not."""
 QUESTIONS = ROOT.parent / "shared/data/spec_bench/question.jsonl"
 
 
@@ -124,7 +132,7 @@ def command(system: str, port: int, args: argparse.Namespace, folder: Path) -> l
     if system == "vllm":
         options = ["--dtype", args.dtype, "--max-num-seqs", str(SLOTS), "--max-model-len", str(CONTEXT)]
         served = ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-        return [str(Path(sys.executable).parent / "vllm"), "serve", args.folder, *options, *served]
+        return [*python, "-m", "vllm.entrypoints.openai.api_server", "--model", args.folder, *options, *served]
     return [*python, __file__, "--ray-serve-llm", str(port), "--folder", args.folder, "--dtype", args.dtype]
 
 
@@ -200,7 +208,7 @@ def load(
         extra = {"temperature": 0.0}
         extra |= {"decoding": {"ignore_eos": True}} if system.startswith("raydecode") else {"ignore_eos": True}
         asked = [
-            "bench", "serve", "--backend", "openai", "--base-url", address, "--endpoint", "/v1/completions",
+            "--backend", "openai", "--base-url", address, "--endpoint", "/v1/completions",
             "--model", NAME, "--tokenizer", args.folder, "--dataset-name", "custom", "--dataset-path", str(data),
             "--disable-shuffle", "--custom-output-len", str(args.tokens), "--num-prompts", str(count),
             "--max-concurrency", str(concurrency), "--request-rate", str(rate), "--seed", "7",
@@ -208,7 +216,7 @@ def load(
             "--disable-tqdm", "--save-result", "--result-dir", folder, "--result-filename", "out.json",
         ]  # fmt: skip
         done = subprocess.run(
-            [str(Path(sys.executable).parent / "vllm"), *asked], capture_output=True, text=True, timeout=args.limit_s,
+            [sys.executable, "-c", GENERATOR, *asked], capture_output=True, text=True, timeout=args.limit_s,
             env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         found = Path(folder) / "out.json"
