@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from raydecode.errors import RaydecodeError
 from raydecode.events import Event
-from raydecode.request import Request
+from raydecode.request import Prompt, Request
 
 Lane = Literal["interactive", "batch"]
 """Batch rows take slots that nobody else wants and give them up within a step."""
@@ -75,6 +75,14 @@ class Gateway(Protocol):
         Raises UserError (`model`) for a name that is not served, Overloaded, Unavailable. A fault of the request itself
         is an OutcomeEvent with reason "error", as everywhere.
         """
+        ...
+
+    async def token_bytes(self, model: str) -> Sequence[bytes]:
+        """Token id -> its bytes, empty for special tokens: log-probabilities name alternatives by id. Raises as `open`."""
+        ...
+
+    async def encode(self, model: str, prompt: Prompt) -> list[int]:
+        """A prompt's token ids, as the engine reads it. Raises as `open`, and RowError for what cannot be read."""
         ...
 
     async def ready(self) -> bool:
