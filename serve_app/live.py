@@ -22,7 +22,7 @@ from actors.lanes import Lanes
 from raydecode.contracts import Engine
 from raydecode.errors import RaydecodeError, UserError
 from raydecode.events import Event, OutcomeEvent, StepEvent
-from raydecode.request import DecodingSpec, Request, Text
+from raydecode.request import DecodingSpec, Prompt, Request, Text
 from serve_app.gateway import Lane, Overloaded, Unavailable
 
 STALL_S, STALL_STEPS = 60.0, 20.0
@@ -136,6 +136,15 @@ class LiveEngine:
         self._streams[request.id] = stream
         self._lanes.put(request, lane)
         return stream
+
+    @property
+    def token_bytes(self) -> Sequence[bytes]:
+        """Token id -> its bytes."""
+        return self.engine.token_bytes
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, as the engine reads it. Raises RowError."""
+        return await asyncio.to_thread(self.engine.encode, prompt)
 
     def check(self) -> None:
         """Raises EngineDied."""

@@ -16,7 +16,7 @@ from raydecode.assemble import build_engine
 from raydecode.config import ServeConfig, ServedModelConfig
 from raydecode.contracts import Engine
 from raydecode.errors import UserError, nearest
-from raydecode.request import Request
+from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Served, Unavailable
 from serve_app.live import EngineDied, LiveEngine, LiveStream
 
@@ -89,18 +89,26 @@ class LocalGateway:
     async def open(
         self, model: str, request: Request, *, lane: Lane = "interactive", steps: bool = False
     ) -> LiveStream:
-        engine = self.engines.get(model)
-        if engine is None:
-            raise no_model(model, [*self.engines])
-        if model not in self._up:
-            raise Unavailable(f"model '{model}' is not loaded yet")
         try:
-            return engine.open(request, lane, steps)
+            return self._engine(model).open(request, lane, steps)
         except EngineDied as error:
             raise Unavailable(f"the engine of '{model}' has ended: {str(error).splitlines()[-1]}") from error
 
+    async def token_bytes(self, model: str) -> Sequence[bytes]:
+        return self._engine(model).token_bytes
+
+    async def encode(self, model: str, prompt: Prompt) -> list[int]:
+        return await self._engine(model).encode(prompt)
+
     async def ready(self) -> bool:
         return bool(self.engines) and all(self._answers(name) for name in self.engines)
+
+    def _engine(self, model: str) -> LiveEngine:
+        if model not in self.engines:
+            raise no_model(model, [*self.engines])
+        if model not in self._up:
+            raise Unavailable(f"model '{model}' is not loaded yet")
+        return self.engines[model]
 
     def _answers(self, name: str) -> bool:
         try:
