@@ -22,7 +22,7 @@ from raydecode.config.job import (
     PriceConfig,
     PromptConfig,
 )
-from raydecode.config.load import load_job, load_serve, parse_job, parse_serve
+from raydecode.config.load import check_serve, load_job, load_serve, parse_job, parse_serve
 from raydecode.config.serve import (
     BatchesConfig,
     HttpConfig,
@@ -56,6 +56,7 @@ __all__ = [
     "ServeConfig",
     "ServeLimitsConfig",
     "ServedModelConfig",
+    "check_serve",
     "decoding_json",
     "load_job",
     "load_serve",

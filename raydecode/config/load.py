@@ -58,6 +58,11 @@ def parse_serve(text: str, overrides: Sequence[str] = (), name: str = "serve.yam
     return _checked(ServeConfig, data, places, overrides)
 
 
+def check_serve(data: Mapping[str, Any]) -> ServeConfig:
+    """A server's configuration from a mapping: the `args` that Ray Serve hands to the application."""
+    return _checked(ServeConfig, dict(data), {}, ())
+
+
 def _application(data: Mapping[str, Any], places: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
     """Our sections out of Ray Serve's file, with its address, and where they stand."""
     listed = data["applications"]

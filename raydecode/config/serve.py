@@ -85,6 +85,10 @@ class ServedModelConfig(Section):
     def _short_form(cls, value: Any, info: ValidationInfo) -> Any:
         return {SHORT_FORMS[str(info.field_name)]: value} if isinstance(value, str) else value
 
+    def to_json(self) -> dict[str, Json]:
+        """Defaults filled in; `model_validate` reads it back."""
+        return self.model_dump(mode="json")
+
     # ------------------------------------------------------------------ what `assemble` asks of a job
     @property
     def spec(self) -> DecodingSpec:
