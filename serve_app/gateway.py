@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from raydecode.errors import RaydecodeError
 from raydecode.events import Event
@@ -27,6 +27,9 @@ class Overloaded(RaydecodeError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.retry_after_s)
 
 
 class Unavailable(RaydecodeError):
