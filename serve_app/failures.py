@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from raydecode.complaints import complaint
-from raydecode.errors import Refused, RowError, UserError
+from raydecode.errors import RaydecodeError, Refused, RowError, UserError
 from raydecode.events import Fault
 from serve_app.gateway import Overloaded, Unavailable
 
@@ -114,6 +114,8 @@ def of_exception(error: BaseException, body: type[BaseModel] | None = None) -> A
             return of_fault(Fault(error.stage, error.kind, error.message))
         case RequestValidationError():
             return of_findings(error.errors(), body)
+        case RaydecodeError():  # an engine that ended while it had the request
+            return ApiError(503, "the engine that had the request has ended", type=SERVER, code="unavailable")
         case TimeoutError():
             return ApiError(504, "the request took longer than it may", type=TIMEOUT, code="timeout")
         case HTTPException():
