@@ -6,6 +6,7 @@ docs/log.md). On a cluster, where many proxies share the load, the same routes r
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import socket
@@ -54,6 +55,7 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
     """Deploy every model and wait until its least replicas answer. Raises JobError."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     handles = {}

@@ -115,7 +115,7 @@ class Line:
         self.broken = False
 
     def put(self, number: int, item: Any) -> None:
-        """Send an item with all others of this turn of the event loop."""
+        """Send an item with all others of this turn of the event loop. Nothing when the connection has ended."""
         if not self._turn:
             self._loop.call_soon(self._flush)
         self._turn.append((number, item))

@@ -185,6 +185,8 @@ class KeyConfig(Section):
     """of the key"""
     requests_per_minute: Count | None = None
     """null: any number"""
+    tokens_per_minute: Count | None = None
+    """prompt and output together; null: any number"""
     tokens_per_day: Count | None = None
     """prompt and output together; null: any number"""
 
