@@ -53,7 +53,7 @@ class Desk:
         self._readers: dict[int, Reader] = {}
         self._next = 0
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> Address:
         """Listen; where."""
@@ -64,9 +64,9 @@ class Desk:
         """Hang up."""
         if self._server is not None:
             self._server.close()
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sink in [*self._open.values()]:
+            sink.close()
+        await asyncio.gather(*self._open)
 
     def open(self, reader: Reader) -> int:
         """A number for a stream, whose items the reader takes until `forget`."""
@@ -80,7 +80,7 @@ class Desk:
     async def _accept(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._open[task] = sink
         seen: set[int] = set()
         try:
             async with asyncio.timeout(HANDSHAKE_S):
@@ -97,7 +97,7 @@ class Desk:
         except (asyncio.IncompleteReadError, TimeoutError, OSError):
             pass
         finally:
-            self._tasks.discard(task)
+            del self._open[task]
             sink.close()
             for number in seen:
                 reader = self._readers.get(number)

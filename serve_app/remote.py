@@ -79,6 +79,7 @@ class _Run:
     def end(self, cancel: bool) -> None:
         """Hear nothing more of it; cancel: the replica, too, is to stop."""
         self._desk.forget(self._number)
+        self._fail(_Gone("nobody listens", taken=False))  # wakes who waits
         if cancel and not self._call.done():
             with suppress(Exception):  # it may end at this very moment
                 self._response.cancel()
@@ -132,6 +133,8 @@ class RemoteStream:
             try:
                 events = await self._run.events()
             except _Gone as gone:
+                if self._closed:
+                    break
                 self._count(gone)
                 await self.begin()
                 continue
@@ -196,6 +199,13 @@ class RemoteGateway:
         self._created = int(time.time())
         self._desk: tuple[asyncio.AbstractEventLoop, asyncio.Task[tuple[Desk, Address]]] | None = None
         self.known: dict[str, Served] = {}
+
+    async def close(self) -> None:
+        """Hear nothing more; streams that are open end."""
+        if self._desk is not None and self._desk[0] is asyncio.get_running_loop():
+            desk, _ = await self._desk[1]
+            await desk.close()
+            self._desk = None
 
     async def run(self, model: str, request: Request, lane: Lane, steps: bool) -> _Run:
         """Send the request to some replica."""

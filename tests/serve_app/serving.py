@@ -43,6 +43,18 @@ def deployed(config, name="toy"):
         serve.delete(name)
 
 
+def over(gateway, scenario):
+    """Run a scenario, then let the gateway hang up."""
+
+    async def whole():
+        try:
+            return await scenario()
+        finally:
+            await gateway.close()
+
+    return asyncio.run(whole())
+
+
 async def loads(handle):
     """What every replica says of itself."""
     return await handle.broadcast("load").results_async(timeout_s=WAIT_S)
