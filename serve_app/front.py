@@ -66,7 +66,8 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
             handles[model.name] = serve.run(replicas_of(model, config, nodes), name=name, route_prefix=None)
         except RuntimeError as error:
             raise JobError(f"model '{model.name}' does not start: {_why(serve, name) or error}") from error
-    gateway = RemoteGateway(config, handles, LOOPBACK if len(nodes) == 1 and not os.environ.get("RAY_ADDRESS") else None)
+    local = len(nodes) == 1 and not os.environ.get("RAY_ADDRESS")
+    gateway = RemoteGateway(config, handles, LOOPBACK if local else None)
     for model in config.models:
         if model.scaling.min:
             gateway.known[model.name] = handles[model.name].described.remote().result(timeout_s=DESCRIBE_S)
@@ -92,7 +93,9 @@ def _why(serve: Any, application: str) -> str | None:
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], None], close: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(config)
         self._told, self._close = started, close
 

@@ -106,9 +106,9 @@ class LiveEngine:
     """
 
     def __init__(
-        self, build: Callable[[], Engine], *, slots: int, queue: int, probe: DecodingSpec = DecodingSpec()
+        self, build: Callable[[], Engine], *, slots: int, queue: int, probe: DecodingSpec | None = None
     ) -> None:
-        self.slots, self.queue, self._probe = slots, queue, probe
+        self.slots, self.queue, self._probe = slots, queue, probe or DecodingSpec()
         self._lanes = Lanes(build, slots, self._sent, self._woken)
         self._streams: dict[str, LiveStream] = {}
         self._draining = False

@@ -1,7 +1,7 @@
 """A gateway to engines in this process: for tests, and for a server without Ray.
 
-    async with LocalGateway(config) as gateway:
-        stream = await gateway.open("toy", request)
+async with LocalGateway(config) as gateway:
+    stream = await gateway.open("toy", request)
 """
 
 from __future__ import annotations

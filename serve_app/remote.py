@@ -101,9 +101,7 @@ class _Run:
         except (Exception, asyncio.CancelledError) as error:
             self._fail(_said(error, taken=self.served is not None))
         else:
-            asyncio.get_running_loop().call_later(
-                LATE_S, self._fail, _Gone("the replica ended the stream", taken=True)
-            )
+            asyncio.get_running_loop().call_later(LATE_S, self._fail, _Gone("the replica ended the stream", taken=True))
 
     def _fail(self, error: Exception) -> None:
         if self._failure is None:

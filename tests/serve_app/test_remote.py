@@ -8,7 +8,19 @@ from raydecode.errors import UserError
 from raydecode.events import OutcomeEvent, TokenEvent
 from raydecode.request import Text
 from serve_app.gateway import Overloaded
-from tests.serve_app.serving import configured, deployed, idle, kill, loads, over, read, request, told, undisturbed, until
+from tests.serve_app.serving import (
+    configured,
+    deployed,
+    idle,
+    kill,
+    loads,
+    over,
+    read,
+    request,
+    told,
+    undisturbed,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
