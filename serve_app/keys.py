@@ -77,6 +77,10 @@ class Account:
             self.buckets["requests"].room -= 1
         return headers
 
+    def used_up(self, unix: float) -> bool:
+        """The tokens of the day are gone: a batch waits for the next."""
+        return self.quota is not None and self._today(unix) >= self.quota
+
     def spend(self, tokens: int, now: float, unix: float) -> None:
         """Prompt and output tokens of an answer that ended."""
         self.tokens = self._today(unix) + tokens

@@ -7,16 +7,16 @@ a row runs and again when a server goes on with a batch: how many lines, which m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from pydantic_core import from_json
 
 from actors.prepare import MESSAGES, TEXT
 from raydecode.corpus.discover import filesystem
-from raydecode.corpus.lines import lines_in, parse_json
+from raydecode.corpus.lines import lines_in
 from raydecode.corpus.rows import RowFault, block_errors, with_faults
 from raydecode.errors import RowError, nearest
 
@@ -45,9 +45,11 @@ class Survey:
 def parse(text: str | bytes, endpoint: str) -> Line:
     """Raises RowError whose kind is an error code of a batch line."""
     try:
-        row = parse_json(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
-    except RowError as error:
-        raise RowError("read", "invalid_json_line", error.message) from None
+        row = from_json(text, allow_inf_nan=False)  # as a body of its own would be read
+    except ValueError as error:
+        raise _fault("invalid_json_line", f"no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise _fault("invalid_json_line", f"a line must hold a JSON object, got {_shown(row)}")
     for name in row:
         if name not in KEYS:
             near = nearest(name, KEYS)
@@ -67,8 +69,8 @@ def parse(text: str | bytes, endpoint: str) -> Line:
 def custom_id(text: bytes | RowError) -> str | None:
     """The custom_id of a line that may be wrong otherwise, or None."""
     try:
-        found = json.loads(text).get("custom_id") if isinstance(text, bytes) else None
-    except (ValueError, AttributeError, RecursionError):
+        found = from_json(text).get("custom_id") if isinstance(text, bytes) else None
+    except (ValueError, AttributeError):
         return None
     return found if isinstance(found, str) else None
 
@@ -92,8 +94,8 @@ def survey(path: str, most: int) -> Survey:
         if total > most:
             raise _fault("too_many_requests", f"the file has more than {most:,} lines")
         try:
-            row = json.loads(text) if isinstance(text, bytes) else None
-        except (ValueError, RecursionError):
+            row = from_json(text) if isinstance(text, bytes) else None
+        except ValueError:
             continue
         if not isinstance(row, dict):
             continue

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from raydecode.errors import JobError, UserError
@@ -27,14 +28,15 @@ log = logging.getLogger("raydecode.serve")
 
 
 class Runner:
-    """answer: answers a line, in the event loop `loop`;  running: batches at once"""
+    """answer: answers a line, in the event loop `loop`;  running: batches at once;  told: what is left, by status"""
 
     def __init__(
         self, files: FileStore, batches: BatchStore, answer: AnswerOf, loop: asyncio.AbstractEventLoop, *,
         running: int = 2, settings: Settings = Settings(), clock: Callable[[], float] = time.time,
+        told: Callable[[dict[str, int]], None] = lambda by_status: None,
     ) -> None:  # fmt: skip
         self._files, self._batches, self._answer, self._loop = files, batches, answer, loop
-        self._running, self._settings, self._clock = running, settings, clock
+        self._running, self._settings, self._clock, self._told = running, settings, clock, told
         self._runs: dict[str, tuple[Run, threading.Thread]] = {}
         self._again: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -73,9 +75,11 @@ class Runner:
 
     def _look(self) -> None:
         self._runs = {id: one for id, one in self._runs.items() if one[1].is_alive()}
-        for batch in reversed(self._batches.all()):
-            if batch.ended is not None or self._leaving.is_set():
-                continue
+        left = [batch for batch in reversed(self._batches.all()) if batch.ended is None]
+        self._told(dict(Counter(batch.status for batch in left)))
+        for batch in left:
+            if self._leaving.is_set():
+                return
             why = self._why(batch)
             if batch.id in self._runs:
                 if why:

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raydecode.events import OutcomeEvent
 
-_DECENT = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+HEADER = "x-request-id"
+_DECENT = re.compile(r"[\w.:/780=-]{1,128}", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Watcher(Protocol):
 
 
 def request_id(given: str | None = None) -> str:
-    return given if given and _DECENT.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+    return given if given and _DECENT.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 
 
 class Observing:
@@ -70,7 +71,7 @@ class Observing:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        inquiry = Inquiry(request_id(headers.get("x-request-id")), scope["method"], began=time.monotonic())
+        inquiry = Inquiry(request_id(headers.get(HEADER)), scope["method"], began=time.monotonic())
         scope.setdefault("state", {})["request_id"] = inquiry.id
         for one in self._watchers:
             one.arrived(inquiry, headers)
@@ -79,7 +80,7 @@ class Observing:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 inquiry.status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", inquiry.id.encode())]}
+                message = {**message, "headers": [*message["headers"], (HEADER.encode(), inquiry.id.encode())]}
             await send(message)
 
         try:
@@ -91,7 +92,7 @@ class Observing:
             current.reset(token)
             route = scope.get("route")
             inquiry.route = getattr(route, "path", "") or "other"
-            inquiry.key = str(scope["state"].get("key", "") or "")
+            inquiry.key = str(getattr(scope["state"].get("account"), "name", ""))
             inquiry.seconds = time.monotonic() - inquiry.began
             for one in self._watchers:
                 one.answered(inquiry)

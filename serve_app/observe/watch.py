@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from raydecode.events import Event, OutcomeEvent, TokenEvent
-from raydecode.request import Request
+from raydecode.request import Prompt, Request
 from serve_app.gateway import Gateway, Lane, Served, Stream
 from serve_app.observe.inquiry import Inquiry, current
 
@@ -56,6 +56,12 @@ class WatchedGateway:
 
     def models(self) -> Sequence[Served]:
         return self._gateway.models()
+
+    async def token_bytes(self, model: str) -> Sequence[bytes]:
+        return await self._gateway.token_bytes(model)
+
+    async def encode(self, model: str, prompt: Prompt) -> list[int]:
+        return await self._gateway.encode(model, prompt)
 
     async def ready(self) -> bool:
         return await self._gateway.ready()

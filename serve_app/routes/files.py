@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os.path
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message, Receive
 
 from raydecode.errors import nearest
-from serve_app.batches.files import CHUNK, FileStore, StoredFile, TooLarge, Unwritable
-from serve_app.batches.records import BatchStore
+from serve_app.batches.desk import Desk
+from serve_app.batches.files import CHUNK, StoredFile, TooLarge, Unwritable
 from serve_app.failures import SERVER, ApiError
+from serve_app.service import Service
+
+log = logging.getLogger("raydecode.serve")
 
 SLACK = 64 << 10
 """Bytes of a form around its file: boundaries, headers, the small fields."""
@@ -46,20 +50,19 @@ _FORM = {
 }
 
 
-def files_router(files: FileStore, batches: BatchStore, *, file_bytes: int, keep_s: int | None) -> APIRouter:
-    """file_bytes: most of a file;  keep_s: how long one stays that says nothing of it"""
-    router = APIRouter(tags=["files"])
+def routes(service: Service) -> APIRouter:
+    router, file_bytes = service.router(tags=["files"]), service.config.limits.file_bytes
 
-    @router.post("/v1/files", openapi_extra=_FORM)
+    @router.post("/v1/files", summary="Upload a file for a batch", response_model=None, openapi_extra=_FORM)
     async def create(request: Request) -> JSONResponse:
-        """Upload a file for a batch."""
+        store = desk(service)
         form = await _form(request, file_bytes)
         try:
             upload, expires_after_s = _checked(form)
             try:
                 file = await asyncio.to_thread(
-                    files.create, _pieces(upload), filename=_name(upload.filename), purpose=str(form["purpose"]),
-                    owner=owner(request), expires_after_s=expires_after_s or keep_s, most=file_bytes,
+                    store.files.create, _pieces(upload), filename=_name(upload.filename), purpose=str(form["purpose"]),
+                    owner=owner(request), expires_after_s=expires_after_s or store.keep_s, most=file_bytes,
                 )  # fmt: skip
             except TooLarge:
                 raise _too_large(file_bytes) from None
@@ -69,50 +72,46 @@ def files_router(files: FileStore, batches: BatchStore, *, file_bytes: int, keep
             await form.close()
         return JSONResponse(file.to_json())
 
-    @router.get("/v1/files")
-    async def list_files(request: Request) -> JSONResponse:
-        """The files of this key, the newest first."""
-        asked = query(request, "after", "limit", "order", "purpose")
-        order = asked.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise ApiError(400, f"order: 'asc' or 'desc', got {order!r}", param="order")
-        found = await asyncio.to_thread(files.all, owner(request))
-        if "purpose" in asked:
-            found = [one for one in found if one.purpose == asked["purpose"]]
+    @router.get("/v1/files", summary="The files of this key, the newest first", response_model=None)
+    async def list_files(
+        request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        order: Literal["asc", "desc"] = "desc", purpose: str | None = None,
+    ) -> JSONResponse:  # fmt: skip
+        only(request, "after", "limit", "order", "purpose")
+        found = await asyncio.to_thread(desk(service).files.all, owner(request))
+        if purpose is not None:
+            found = [one for one in found if one.purpose == purpose]
         if order == "asc":
             found.reverse()
-        return JSONResponse(page([one.to_json() for one in found], asked, default=10_000, most=10_000))
+        return JSONResponse(page([one.to_json() for one in found], after, limit))
 
-    @router.get("/v1/files/{file_id}")
+    @router.get("/v1/files/{file_id}", summary="The record of a file", response_model=None)
     async def retrieve(request: Request, file_id: str) -> JSONResponse:
-        """A file's record."""
         return JSONResponse((await _found(request, file_id)).to_json())
 
-    @router.get("/v1/files/{file_id}/content")
+    @router.get("/v1/files/{file_id}/content", summary="The bytes of a file", response_model=None)
     async def content(request: Request, file_id: str) -> StreamingResponse:
-        """A file's bytes."""
         file = await _found(request, file_id)
         headers = {
             "Content-Length": str(file.bytes),
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename)}",
         }
-        return StreamingResponse(files.read(file.id), media_type="application/octet-stream", headers=headers)
+        return StreamingResponse(desk(service).files.read(file.id), media_type="application/octet-stream", headers=headers)
 
-    @router.delete("/v1/files/{file_id}")
+    @router.delete("/v1/files/{file_id}", summary="Delete a file that no running batch reads", response_model=None)
     async def delete(request: Request, file_id: str) -> JSONResponse:
-        """Delete a file that no running batch reads."""
         file = await _found(request, file_id)
-        for batch in await asyncio.to_thread(batches.all):
+        for batch in await asyncio.to_thread(desk(service).batches.all):
             if batch.ended is None and batch.created["input_file_id"] == file.id:
                 raise ApiError(
                     409, f"{batch.id} reads this file and is {batch.status}; cancel it first", param="file_id",
                     code="file_in_use",
                 )  # fmt: skip
-        await asyncio.to_thread(files.delete, file.id)
+        await asyncio.to_thread(desk(service).files.delete, file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
     async def _found(request: Request, file_id: str) -> StoredFile:
-        file = await asyncio.to_thread(files.get, file_id, owner(request))
+        file = await asyncio.to_thread(desk(service).files.get, file_id, owner(request))
         if file is None:
             raise ApiError(404, f"no file {file_id[:80]!r}", param="file_id", code="file_not_found")
         return file
@@ -120,20 +119,28 @@ def files_router(files: FileStore, batches: BatchStore, *, file_bytes: int, keep
     return router
 
 
+def desk(service: Service) -> Desk:
+    """Where files and batches are. Raises ApiError where they are off."""
+    if service.desk is None:
+        raise ApiError(404, "files and batches are off on this server: set batches.path", code="batches_off")
+    return service.desk
+
+
 def owner(request: Request) -> str:
     """The name of the key that asks; "" without keys."""
-    account = getattr(request.state, "account", None)
-    return str(account.name) if account is not None else ""
+    return str(request.state.account.name)
 
 
 def unwritable(error: Unwritable) -> ApiError:
-    """507 where there is no room, 503 where the storage does not answer."""
-    status, code = (507, "storage_full") if error.full else (503, "storage_unavailable")
-    return ApiError(status, f"{error}; tell the server's administrator", type=SERVER, code=code)
+    """507 where there is no room, 503 where the storage does not answer. Where that is, the log says."""
+    log.error("%s", error)
+    if error.full:
+        return ApiError(507, "the server has no room for files; delete some, or tell its administrator", type=SERVER, code="storage_full")
+    return ApiError(503, "the server's storage for files takes nothing now; try again later", type=SERVER, code="storage_unavailable")
 
 
-def query(request: Request, *known: str) -> dict[str, str]:
-    """The query's parameters, each once; one that does not exist is refused."""
+def only(request: Request, *known: str) -> None:
+    """Refuse a query parameter that does not exist."""
     for name in request.query_params:
         if name not in known:
             near = nearest(name, known)
@@ -141,20 +148,15 @@ def query(request: Request, *known: str) -> dict[str, str]:
                 400, f"no query parameter {name[:80]!r}{f'; nearest: {near}' if near else ''}", param=name[:80],
                 code="unknown_parameter",
             )  # fmt: skip
-    return dict(request.query_params)
 
 
-def page(found: list[dict[str, Any]], asked: dict[str, str], *, default: int, most: int) -> dict[str, Any]:
+def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
     """OpenAI's list object: `limit` items behind `after`."""
-    text = asked.get("limit", str(default))
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
-    if not 1 <= limit <= most:
-        raise ApiError(400, f"limit: 1 to {most:,}, got {text[:80]!r}", param="limit")
-    if "after" in asked:
+    if after is not None:
         ids = [one["id"] for one in found]
-        if asked["after"] not in ids:
-            raise ApiError(400, f"after: no {asked['after'][:80]!r} in this list", param="after")
-        found = found[ids.index(asked["after"]) + 1 :]
+        if after not in ids:
+            raise ApiError(400, f"after: no {after[:80]!r} in this list", param="after")
+        found = found[ids.index(after) + 1 :]
     shown = found[:limit]
     return {
         "object": "list",

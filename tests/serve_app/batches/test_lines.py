@@ -15,9 +15,9 @@ def test_a_line():
 @pytest.mark.parametrize(
     ("text", "code", "said"),
     [
-        ("{not json", "invalid_json_line", "Expecting"),
+        ("{not json", "invalid_json_line", "no JSON"),
         ("[1]", "invalid_json_line", "object"),
-        ("[" * 5000, "invalid_json_line", "deep"),
+        ("[" * 5000, "invalid_json_line", "recursion"),
         (line("a", custom_idd=1), "unknown_parameter", "nearest: custom_id"),
         (line(None), "invalid_custom_id", "None"),
         (line(5), "invalid_custom_id", "5"),
