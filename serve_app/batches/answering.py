@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -31,6 +32,8 @@ from serve_app.keys import Account
 from serve_app.observe.inquiry import Inquiry, current, request_id
 from serve_app.observe.watch import WatchedGateway
 from serve_app.relay import Shape
+from serve_app.responses_answers import Responses
+from serve_app.responses_body import ResponsesBody
 from serve_app.service import Service, new_id
 
 TRIES = 3
@@ -42,17 +45,20 @@ QUOTA_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How an endpoint reads its body and answers."""
+    """How an endpoint reads its body and answers, as its route does."""
 
     body: type[BaseModel]
     call: Callable[..., translate.Call]
-    shape: Callable[[Told], Shape]
+    shape: Callable[[Any], Callable[[Told], Shape]]
     prefix: str
 
 
 ENDPOINTS: dict[str, Endpoint] = {
-    "/v1/chat/completions": Endpoint(ChatBody, translate.chat, Chat, "chatcmpl-"),
-    "/v1/completions": Endpoint(CompletionBody, translate.completion, Completion, "cmpl-"),
+    "/v1/chat/completions": Endpoint(ChatBody, translate.chat, lambda body: Chat, "chatcmpl-"),
+    "/v1/completions": Endpoint(CompletionBody, translate.completion, lambda body: Completion, "cmpl-"),
+    "/v1/responses": Endpoint(
+        ResponsesBody, translate.responses, lambda body: partial(Responses, body=body), "resp_"
+    ),
 }
 
 
@@ -116,9 +122,9 @@ class Answering:
         endpoint = ENDPOINTS[line.url]
         account = self._accounts.get(batch.created["owner"], self._service.keys.nobody)
         try:
-            call, id = self._call(batch, line, endpoint)
+            call, id, shape = self._call(batch, line, endpoint)
             await self._quota(account)
-            body, outcomes = await self._tried(call, id, endpoint, account, batch)
+            body, outcomes = await self._tried(call, id, shape, account, batch)
         except Exception as error:
             failure = of_exception(error, endpoint.body)
             if failure.code == "internal_error":
@@ -126,8 +132,10 @@ class Answering:
             return failure.status, failure.body(), ()
         return 200, body, tuple(id for held in outcomes for one in held for id in one.tokens)
 
-    def _call(self, batch: Batch, line: Line, endpoint: Endpoint) -> tuple[translate.Call, str]:
-        """The line's requests. Raises what a route would."""
+    def _call(
+        self, batch: Batch, line: Line, endpoint: Endpoint
+    ) -> tuple[translate.Call, str, Callable[[Told], Shape]]:
+        """The line's requests, their id, how the answer looks. Raises what a route would."""
         config = self._service.config
         limits.check(line.body, config.limits)
         if line.body.get("stream"):
@@ -137,15 +145,16 @@ class Answering:
         except ValidationError as error:
             raise of_findings(error.errors(include_url=False), endpoint.body) from None
         id, seed = new_id(endpoint.prefix), hash64(f"{batch.id}:{line.custom_id}".encode()) >> 11
-        return endpoint.call(body, self._service.model(body.model), id, seed), id  # type: ignore[attr-defined]
+        model = self._service.model(body.model)  # type: ignore[attr-defined]
+        return endpoint.call(body, model, id, seed), id, endpoint.shape(body)
 
     async def _tried(
-        self, call: translate.Call, id: str, endpoint: Endpoint, account: Account, batch: Batch
+        self, call: translate.Call, id: str, shape: Callable[[Told], Shape], account: Account, batch: Batch
     ) -> tuple[dict[str, Any], list[list[OutcomeEvent]]]:
         until = asyncio.get_running_loop().time() + max(1.0, batch.expires_at - time.time())
         for last in (*[False] * (TRIES - 1), True):
             try:
-                return await self._service.whole(call, id, endpoint.shape, until, account)
+                return await self._service.whole(call, id, shape, until, account)
             except (Unavailable, ApiError) as error:
                 if last or (isinstance(error, ApiError) and error.status != 503):
                     raise
