@@ -48,7 +48,7 @@ class Ingress:
             try:
                 return await self._single.read.remote(me)
             except Exception as error:  # a sum that lacks some would look like counters that began anew
-                raise Unavailable(f"the counts of the other processes cannot be read: {type(error).__name__}") from error
+                raise Unavailable(f"the counts of other processes cannot be read: {type(error).__name__}") from error
 
         async def push(snapshot: Snapshot) -> None:
             await self._single.push.remote(me, snapshot)

@@ -207,7 +207,7 @@ class BatchesConfig(Section):
     flush_s: Positive = 10.0
     """answers are committed at the latest after this long; what a killed server had not committed is run again"""
     keep_rows: bool = False
-    """keep the rows and the commit log of ended batches, under rows/ (raydecode verify, report and explain read them)"""
+    """keep the rows and the commit log of ended batches, under rows/; raydecode verify and report read them"""
 
 
 class LoggingConfig(Section):

@@ -101,7 +101,7 @@ class FileStore:
         return file
 
     def get(self, id: str, owner: str | None = None, *, expired: bool = False) -> StoredFile | None:
-        """The file, or None: unknown, deleted, another's (owner None sees all), or expired (with `expired`: not that)."""
+        """The file, or None: unknown, deleted, another's (owner None sees all), or expired (unless `expired`)."""
         if not _ID.fullmatch(id):
             return None
         if id in self._known and not self.storage.exists(_meta(id)):
@@ -170,7 +170,7 @@ def check(url: str) -> None:
         prepare(open_storage(f"{url.rstrip('/')}/files"))
     except UserError as error:
         raise UserError(
-            error.message, field="batches.path", value=url, hint="choose a folder or bucket that this server may write to"
+            error.message, field="batches.path", value=url, hint="choose a folder or bucket that the server may write to"
         ) from error
 
 

@@ -56,7 +56,7 @@ def parse(text: str | bytes, endpoint: str) -> Line:
             raise _fault("unknown_parameter", f"a line has no key {name!r}{f' (nearest: {near})' if near else ''}")
     custom_id, body, url = row.get("custom_id"), row.get("body"), row.get("url")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= ID_CHARS:
-        raise _fault("invalid_custom_id", f"custom_id must be text of 1 to {ID_CHARS} characters, got {_shown(custom_id)}")
+        raise _fault("invalid_custom_id", f"custom_id must be text of 1 to {ID_CHARS} characters: {_shown(custom_id)}")
     if row.get("method") != "POST":
         raise _fault("invalid_method", f'method must be "POST", got {_shown(row.get("method"))}')
     if url != endpoint:

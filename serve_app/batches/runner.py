@@ -24,6 +24,8 @@ AGAIN_S = 10.0  # before a batch that could not go on is tried again
 TRIES = 5  # of a batch whose run fails for a reason that nobody foresaw
 SWEEP_S = 600.0
 
+DEFAULT = Settings()
+
 log = logging.getLogger("raydecode.serve")
 
 
@@ -32,7 +34,7 @@ class Runner:
 
     def __init__(
         self, files: FileStore, batches: BatchStore, answer: AnswerOf, loop: asyncio.AbstractEventLoop, *,
-        running: int = 2, settings: Settings = Settings(), clock: Callable[[], float] = time.time,
+        running: int = 2, settings: Settings = DEFAULT, clock: Callable[[], float] = time.time,
         told: Callable[[dict[str, int]], None] = lambda by_status: None,
     ) -> None:  # fmt: skip
         self._files, self._batches, self._answer, self._loop = files, batches, answer, loop

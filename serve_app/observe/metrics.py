@@ -1,8 +1,8 @@
 """Prometheus metrics, from the records of streams and requests.
 
 A plain registry and a `/metrics` route, and not Ray's metrics: those leave a process through the node's dashboard
-agent, which a lone node need not have, at a port per node that is random unless set. What it would give for free, one
-view over several ingress processes, board.py does. Ray's own metrics of Serve (`ray_serve_*`) are where they always are.
+agent, which a lone node need not have, at a port per node that is random unless set. What they would give for free, one
+view over several processes, board.py does. Ray's own metrics of Serve (`ray_serve_*`) are where they always are.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def routes(service: Service) -> APIRouter:
             "Content-Length": str(file.bytes),
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename)}",
         }
-        return StreamingResponse(desk(service).files.read(file.id), media_type="application/octet-stream", headers=headers)
+        pieces = desk(service).files.read(file.id)
+        return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{file_id}", summary="Delete a file that no running batch reads", response_model=None)
     async def delete(request: Request, file_id: str) -> JSONResponse:
@@ -135,8 +136,10 @@ def unwritable(error: Unwritable) -> ApiError:
     """507 where there is no room, 503 where the storage does not answer. Where that is, the log says."""
     log.error("%s", error)
     if error.full:
-        return ApiError(507, "the server has no room for files; delete some, or tell its administrator", type=SERVER, code="storage_full")
-    return ApiError(503, "the server's storage for files takes nothing now; try again later", type=SERVER, code="storage_unavailable")
+        said = "the server has no room for files; delete some, or tell its administrator"
+        return ApiError(507, said, type=SERVER, code="storage_full")
+    said = "the server's storage for files takes nothing now; try again later"
+    return ApiError(503, said, type=SERVER, code="storage_unavailable")
 
 
 def only(request: Request, *known: str) -> None:

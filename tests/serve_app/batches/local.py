@@ -48,8 +48,8 @@ class Service:
             input_file_id=self.upload(text), endpoint=endpoint, completion_window="1h", window_s=window_s, metadata=None
         ).id
 
-    def until(self, id: str, what: Callable[[Batch], bool] = lambda batch: batch.ended is not None, s: float = 60) -> Batch:
-        end = time.monotonic() + s
+    def until(self, id: str, what: Callable[[Batch], bool] = lambda batch: batch.ended is not None) -> Batch:
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             batch = self.batches.get(id)
             assert batch is not None

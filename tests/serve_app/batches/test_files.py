@@ -31,7 +31,7 @@ def test_a_deleted_file_is_gone_everywhere(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("id", ["", "file-", "file-../../etc/passwd", "file-" + "G" * 32, "../meta/x", "file-" + "a" * 31])
+@pytest.mark.parametrize("id", ["", "file-", "file-../../passwd", "file-" + "G" * 32, "../meta/x", "file-" + "a" * 31])
 def test_what_is_no_id_touches_no_path(tmp_path, id):
     assert FileStore(str(tmp_path)).get(id) is None
 

@@ -209,7 +209,8 @@ def test_the_exposition_of_one_is_prometheus_own():
     from prometheus_client import generate_latest
 
     metrics = counted(3)
-    own = {key: value for key, value in values(generate_latest(metrics.registry).decode()).items() if not key[0].endswith("_created")}
+    theirs = values(generate_latest(metrics.registry).decode())
+    own = {key: value for key, value in theirs.items() if not key[0].endswith("_created")}
     assert values(exposition([metrics.snapshot()]).decode()) == own
 
 

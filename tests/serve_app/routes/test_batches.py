@@ -107,7 +107,8 @@ def test_cancel_list_and_delete(tmp_path):
     async def test():
         async with serving(batched(tmp_path, engine={"options": {"step_s": 0.01}})) as app:
             api = client(app)
-            text = "\n".join(line(f"r{i}", prompt="ab", max_tokens=200, decoding={"ignore_eos": True}) for i in range(30))
+            body = {"prompt": "ab", "max_tokens": 200, "decoding": {"ignore_eos": True}}
+            text = "\n".join(line(f"r{i}", **body) for i in range(30))
             file = await api.files.create(file=("in.jsonl", text.encode()), purpose="batch")
             batch = await api.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
             with pytest.raises(openai.ConflictError, match="cancel it first"):
@@ -217,7 +218,7 @@ def test_a_disk_without_room_is_said(tmp_path, monkeypatch):
 def test_without_a_path_they_are_off():
     async def test():
         async with serving(config_of()) as app:
-            with pytest.raises(openai.NotFoundError, match="set batches.path"):
+            with pytest.raises(openai.NotFoundError, match=r"set batches\.path"):
                 await client(app).batches.list()
 
     run(test())
