@@ -27,7 +27,7 @@ NAME = "single"
 class Single:
     """config: `ServeConfig` as JSON; handles: of the models' deployments, in their order"""
 
-    async def __init__(self, config: Mapping[str, Any], *handles: Any) -> None:
+    async def __init__(self, config: Mapping[str, Any], *handles: Any) -> None:  # type: ignore[misc]  # Serve awaits it
         self._config = ServeConfig.model_validate(config)
         configure(self._config.logging.level, self._config.logging.format)
         self._board, self._telling, self._running = Board(), Telling.of(self._config), AsyncExitStack()

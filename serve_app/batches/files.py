@@ -170,7 +170,7 @@ def check(url: str) -> None:
         prepare(open_storage(f"{url.rstrip('/')}/files"))
     except UserError as error:
         raise UserError(
-            error.message, field="batches.path", value=url, hint="choose a folder or bucket that the server may write to"
+            error.message, field="batches.path", value=url, hint="choose a folder or bucket that it may write to"
         ) from error
 
 

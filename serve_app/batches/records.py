@@ -153,7 +153,8 @@ class BatchStore:
         if "started" in records and "ended" not in records:
             with known.reading:
                 replay(open_storage(self.rows(id)), known.log)
-        return Batch(id, **{kind: records.get(kind) for kind in KINDS}, done=known.log.rows, errors=known.log.errors)
+        later = {kind: records.get(kind) for kind in KINDS[1:]}
+        return Batch(id, records["created"], **later, done=known.log.rows, errors=known.log.errors)
 
     def all(self, owner: str | None = None) -> list[Batch]:
         """Every batch, the newest first."""

@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 from fastapi import FastAPI
-from openai import AsyncOpenAI
 
 from raydecode.config import ServeConfig
 from serve_app.ingress import create_app
 from serve_app.local import LocalGateway
+
+if TYPE_CHECKING:
+    import httpx2
+    from openai import AsyncOpenAI
 
 
 def config_of(**sections: Any) -> ServeConfig:
@@ -29,10 +31,14 @@ async def serving(config: ServeConfig, **options: Any) -> AsyncIterator[FastAPI]
             yield app
 
 
-def http(app: FastAPI, **headers: str) -> httpx2.AsyncClient:
+def http(app: FastAPI, **headers: str) -> "httpx2.AsyncClient":
+    import httpx2
+
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1", headers=headers)
 
 
-def client(app: FastAPI, key: str = "none") -> AsyncOpenAI:
-    """OpenAI's client of it."""
+def client(app: FastAPI, key: str = "none") -> "AsyncOpenAI":
+    """OpenAI's client of it. A second to import, which a driver process can do without."""
+    from openai import AsyncOpenAI
+
     return AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key=key, http_client=http(app), max_retries=0)
