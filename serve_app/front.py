@@ -20,6 +20,7 @@ from raydecode.config import HttpConfig, ServeConfig
 from raydecode.errors import JobError, UserError
 from serve_app.deploy import deployment_name, replicas_of
 from serve_app.ingress import create_app
+from serve_app.observe.logs import configure
 from serve_app.remote import RemoteGateway
 
 KEEP_ALIVE_S = 75
@@ -117,6 +118,7 @@ def serve_here(
     A second SIGINT ends at once. started: called when requests are answered. To be called in the main thread.
     """
     http = config.http
+    configure(config.logging.level, config.logging.format)
     settings = uvicorn.Config(
         create_app(gateway, config),
         ssl_certfile=http.tls_certfile,
