@@ -37,7 +37,8 @@ export function take(run, chunk, now) {
   if (!run.firstTokens) run.firstTokens = run.tokens.length - before;
   if (choice?.finish_reason) run.finish = choice.finish_reason;
   if (chunk.usage) run.usage = chunk.usage;
-  if (news.stats || news.noise_id !== undefined) run.facts = {...run.facts, ...without(news, "tokens", "steps")};
+  const facts = without(news, "tokens", "steps");
+  if (Object.keys(facts).length) run.facts = {...run.facts, ...facts};
   run.version++;
   return run;
 }
@@ -57,7 +58,7 @@ function takeToken(run, token) {
     ...token,
     piece,
     size: bytes ? bytes.length : new TextEncoder().encode(token.text ?? "").length,
-    special: bytes ? bytes.length === 0 : !token.text,
+    special: bytes ? bytes.length === 0 : !token.text || /^token:\d+$/.test(token.text),
     drafter: null,
     step: null,
     cut: false,
@@ -68,8 +69,8 @@ function takeToken(run, token) {
 function takeStep(run, step) {
   const index = run.steps.length;
   run.steps.push(step);
-  const nodes = step.tree.ids.length;
-  for (let i = 0; i < step.emitted; i++) {
+  const nodes = step.tokens.length;
+  for (let i = 0; i < step.emitted.length; i++) {
     const at = step.t0 + i;
     const token = run.tokens[at];
     if (!token) continue;
@@ -107,9 +108,9 @@ export function source(token) {
 /** Figures of a run, measured here; null where there is nothing to measure. */
 export function figures(run, now) {
   const {tokens, steps} = run;
-  const drafted = steps.reduce((sum, step) => sum + step.tree.ids.length - 1, 0);
+  const drafted = steps.reduce((sum, step) => sum + step.tokens.length - 1, 0);
   const accepted = steps.reduce((sum, step) => sum + step.path.length - 1, 0);
-  const emitted = steps.reduce((sum, step) => sum + step.emitted, 0);
+  const emitted = steps.reduce((sum, step) => sum + step.emitted.length, 0);
   const known = tokens.map(surprise).filter((one) => one !== null);
   const streamed = run.lastAt - run.firstAt;
   const timed = run.startedAt > 0;
@@ -131,10 +132,14 @@ export function figures(run, now) {
 export function firstDifference(a, b, ids = true) {
   if (!ids) return differenceOfTexts(a, b);
   const both = Math.min(a.tokens.length, b.tokens.length);
-  for (let i = 0; i < both; i++) if (a.tokens[i].id !== b.tokens[i].id) return {a: i, b: i};
+  for (let i = 0; i < both; i++) if (!same(a.tokens[i], b.tokens[i])) return {a: i, b: i};
   if (a.tokens.length === b.tokens.length) return null;
   const shorter = a.tokens.length < b.tokens.length ? a : b;
   return shorter.status === "done" ? {a: both, b: both} : null;
+}
+
+function same(one, other) {
+  return one.id != null && other.id != null ? one.id === other.id : one.piece === other.piece;
 }
 
 function differenceOfTexts(a, b) {

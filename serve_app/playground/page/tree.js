@@ -10,16 +10,19 @@ const LONGEST = 14;
 /** {width, height, nodes: [{node, x, y, width, label, state}], edges: [{d, state}]}
  *  state: "root" (pending before the step), "accepted", "rejected", "own" (the model's token, not in the draft) */
 export function layout(step, own) {
-  const {parents, ids, texts} = step.tree;
+  const {parents, tokens, texts} = step;
   const accepted = new Set(step.path);
-  const nodes = ids.map((id, node) => ({
+  const nodes = tokens.map((id, node) => ({
     node,
     id,
     parent: parents[node],
     text: texts?.[node],
     state: node === 0 ? "root" : accepted.has(node) ? "accepted" : "rejected",
   }));
-  if (own) nodes.push({node: nodes.length, id: own.id, parent: step.path.at(-1) ?? 0, text: own.text, state: "own"});
+  const last = step.path.at(-1) ?? 0;
+  const drafted = own && nodes.find((one) => one.parent === last && one.id === own.id); // the text ended on a drafted token
+  if (drafted) drafted.state = "accepted";
+  else if (own) nodes.push({node: nodes.length, id: own.id, parent: last, text: own.text, state: "own"});
   const children = nodes.map(() => []);
   for (const one of nodes) if (one.parent >= 0) children[one.parent].push(one);
   const first = {accepted: 0, own: 1, rejected: 2};
@@ -57,10 +60,15 @@ function edge(from, to) {
 /** A token in a few signs: blanks and line ends visible, ids where the text is not known. */
 export function label(text, id) {
   if (text === null || text === undefined) return `#${id}`;
-  if (text === "") return `‹${id}›`;
-  const seen = visible(text);
+  const seen = shown(text, id);
   const signs = [...seen];
   return signs.length > LONGEST ? signs.slice(0, LONGEST - 1).join("") + "…" : seen;
+}
+
+/** A token's text as the server spells it: `token:4` has no characters, `bytes:\xe2` is a part of one. */
+export function shown(text, id) {
+  if (text === "" || /^token:\d+$/.test(text)) return `‹${id ?? text.slice(6)}›`;
+  return text.startsWith("bytes:") ? text.slice(6) : visible(text);
 }
 
 /** Blanks and line ends made visible. */
@@ -70,9 +78,9 @@ export function visible(text) {
 
 /** The step in a sentence, for who does not see the picture. */
 export function describe(step, own) {
-  const drafted = step.tree.ids.length - 1;
+  const drafted = step.tokens.length - 1;
   const accepted = step.path.length - 1;
-  const words = step.path.slice(1).map((node) => `“${label(step.tree.texts?.[node], step.tree.ids[node])}”`);
+  const words = step.path.slice(1).map((node) => `“${label(step.texts?.[node], step.tokens[node])}”`);
   const made = own ? `, then the model's own “${label(own.text, own.id)}”` : "";
   if (!drafted) return `No draft: the model chose “${own ? label(own.text, own.id) : "?"}”.`;
   const who = step.drafter ? `${step.drafter} drafted` : "Known ahead:";
