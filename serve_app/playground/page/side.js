@@ -28,7 +28,7 @@ export function Side({page, state, side, at}) {
   const [active, setActive] = useState(null);
   const picked = state.steps[side];
   const problem = run.error?.field ? {field: run.error.field, message: run.error.message} : null;
-  const engine = models.list.find((one) => one.id === own.model)?.engine ?? "";
+  const engine = models.list.find((one) => one.id === own.model)?.raydecode?.engine ?? "";
   const chosen = useRef(null);
   useEffect(() => {
     if (problem && chosen.current && isInside(problem.field)) chosen.current.open = true;

@@ -1,4 +1,4 @@
-import {joined} from "../../../../serve_app/playground/page/batches.js";
+import {joined} from "../../../../serve_app/playground/page/requests.js";
 import {openRows} from "../../../../serve_app/playground/page/row.js";
 import {equal, ok, refused, test} from "./check.js";
 
