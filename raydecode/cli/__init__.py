@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import raydecode
-from raydecode.cli import doctor, explain, generate, init, methods, models, plan, report, submit, verify
+from raydecode.cli import doctor, explain, generate, init, methods, models, plan, report, serve, submit, verify
 from raydecode.cli.terminal import complain, err
 from raydecode.errors import JobError, UserError
 
@@ -73,5 +73,5 @@ def _guarded(command: Callable[..., int | None]) -> Callable[..., None]:
     return guarded
 
 
-for module in (init, generate, verify, explain, plan, report, methods, models, doctor, submit):
+for module in (init, generate, verify, explain, plan, report, serve, methods, models, doctor, submit):
     app.command(name=module.__name__.rsplit(".", 1)[1])(_guarded(module.command))

@@ -22,22 +22,45 @@ from raydecode.config.job import (
     PriceConfig,
     PromptConfig,
 )
-from raydecode.config.load import load_job, parse_job
+from raydecode.config.load import check_serve, load_job, load_serve, parse_job, parse_serve
+from raydecode.config.serve import (
+    BatchesConfig,
+    HttpConfig,
+    KeyConfig,
+    LoggingConfig,
+    ReplicaConfig,
+    ScalingConfig,
+    ServeConfig,
+    ServedModelConfig,
+    ServeLimitsConfig,
+)
 
 __all__ = [
     "ActorsConfig",
+    "BatchesConfig",
     "DecodingConfig",
     "EngineConfig",
+    "HttpConfig",
     "InputConfig",
     "JobConfig",
+    "KeyConfig",
     "LimitsConfig",
+    "LoggingConfig",
     "ModelConfig",
     "OutputConfig",
     "PriceConfig",
     "PromptConfig",
+    "ReplicaConfig",
     "Roster",
+    "ScalingConfig",
+    "ServeConfig",
+    "ServeLimitsConfig",
+    "ServedModelConfig",
+    "check_serve",
     "decoding_json",
     "load_job",
+    "load_serve",
     "parse_decoding",
     "parse_job",
+    "parse_serve",
 ]

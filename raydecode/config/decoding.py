@@ -214,6 +214,12 @@ def decoding_json(spec: DecodingSpec) -> dict[str, Json]:
     }
 
 
+def named_drafters(decoding: DecodingConfig) -> tuple[Card, ...]:
+    """Drafters that the section names for its rows; one that chooses by measurement may choose none."""
+    named = (*decoding.spec.cards()["drafters"], *(decoding.roster or {}).get("drafters", ()))
+    return tuple(card for card in named if not registry.chooses(card))
+
+
 def known(room: str, value: Any, where: str) -> Card:
     """The card with its name found in the registry and its options checked."""
     card = as_card(value, where)

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from raydecode import registry
 from raydecode.columns import CHOICES
-from raydecode.config.decoding import DecodingConfig, Roster
+from raydecode.config.decoding import DecodingConfig, Roster, named_drafters
 from raydecode.config.fields import Count, Positive, Section, Strings, located
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card, DecodingSpec, Json
@@ -244,8 +243,7 @@ class JobConfig(Section):
     @property
     def drafters(self) -> tuple[Card, ...]:
         """Drafters that the job names for its rows; one that chooses by measurement may choose none."""
-        named = (*self.spec.cards()["drafters"], *(self.decoding.roster or {}).get("drafters", ()))
-        return tuple(card for card in named if not registry.chooses(card))
+        return named_drafters(self.decoding)
 
     def to_json(self) -> dict[str, Json]:
         """The whole job, defaults filled in; `JobConfig.model_validate` reads it back."""

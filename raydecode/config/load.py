@@ -1,4 +1,4 @@
-"""Job files: YAML with line numbers, dotted overrides, one validation.
+"""Job and server files: YAML with line numbers, dotted overrides, one validation.
 
 `raydecode generate job.yaml decoding.sampler=greedy decoding.monitors.0.weight=2` changes values before anything is
 checked, so an override gets the same messages as the file.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -17,27 +17,20 @@ from pydantic import ValidationError
 from raydecode.complaints import dotted, kind
 from raydecode.config.fields import complaint, located
 from raydecode.config.job import SHORT_FORMS, JobConfig
+from raydecode.config.serve import ServeConfig
 from raydecode.errors import UserError, nearest
 from raydecode.request import FIELDS
 
 COMMAND_LINE = "the command line"
+IMPORT_PATH = "serve_app:build"
+"""What Ray Serve's config file calls our application."""
+
+Config = TypeVar("Config", JobConfig, ServeConfig)
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     """Read, override, validate. Raises UserError with field, value, nearest name and line."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = {p.stem: p.name for p in file.parent.glob("*.y*ml")} if file.parent.is_dir() else {}
-        stem = nearest(file.stem, beside)  # the endings are alike in any case
-        raise UserError(
-            "no such job file", field=str(path), nearest=beside[stem] if stem else None,
-            hint="raydecode init writes one",
-        ) from None  # fmt: skip
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", field=str(path)) from None
-    return parse_job(text, overrides, name=file.name)
+    return parse_job(_read(path, "job", "raydecode init writes one"), overrides, name=Path(path).name)
 
 
 def parse_job(text: str, overrides: Sequence[str] = (), name: str = "job.yaml") -> JobConfig:
@@ -47,17 +40,82 @@ def parse_job(text: str, overrides: Sequence[str] = (), name: str = "job.yaml") 
         raise UserError(
             f"a job file is a mapping, got {kind(data)}", field=name, hint="raydecode init writes a commented one"
         )
+    return _checked(JobConfig, data, places, overrides)
+
+
+def load_serve(path: str | Path, overrides: Sequence[str] = ()) -> ServeConfig:
+    """The same for a server: our sections, or Ray Serve's config file with them as an application's `args`."""
+    return parse_serve(_read(path, "server", "configs/serve.yaml is one"), overrides, name=Path(path).name)
+
+
+def parse_serve(text: str, overrides: Sequence[str] = (), name: str = "serve.yaml") -> ServeConfig:
+    """A server's configuration from YAML text."""
+    data, places = read_yaml(text, name)
+    if not isinstance(data, dict):
+        raise UserError(f"a server file is a mapping, got {kind(data)}", field=name, hint="configs/serve.yaml is one")
+    if "applications" in data:
+        data, places = _application(data, places)
+    return _checked(ServeConfig, data, places, overrides)
+
+
+def check_serve(data: Mapping[str, Any]) -> ServeConfig:
+    """A server's configuration from a mapping: the `args` that Ray Serve hands to the application."""
+    return _checked(ServeConfig, dict(data), {}, ())
+
+
+def _application(data: Mapping[str, Any], places: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
+    """Our sections out of Ray Serve's file, with its address, and where they stand."""
+    listed = data["applications"]
+    ours = [i for i, one in enumerate(listed if isinstance(listed, list) else []) if _is_ours(one)]
+    if len(ours) != 1:
+        raise located(
+            UserError(
+                f"needs one application whose import_path is {IMPORT_PATH}, got {len(ours)}", field="applications",
+                hint="configs/serve.yaml is one",
+            ),
+            places,
+        )  # fmt: skip
+    at = f"applications[{ours[0]}].args"
+    inner = {field.removeprefix(f"{at}."): place for field, place in places.items() if field.startswith(f"{at}.")}
+    options, args = data.get("http_options") or {}, dict(listed[ours[0]].get("args") or {})
+    named = {"host": "host", "port": "port", "ssl_certfile": "tls_certfile", "ssl_keyfile": "tls_keyfile"}
+    taken = {own: options[theirs] for theirs, own in named.items() if options.get(theirs) is not None}
+    args["http"] = {**(args.get("http") or {}), **taken}
+    outer = {f"http.{own}": places[f"http_options.{theirs}"] for theirs, own in named.items() if own in taken}
+    return args, inner | outer
+
+
+def _is_ours(application: Any) -> bool:
+    return isinstance(application, dict) and application.get("import_path") == IMPORT_PATH
+
+
+def _read(path: str | Path, what: str, hint: str) -> str:
+    file = Path(path)
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = {p.stem: p.name for p in file.parent.glob("*.y*ml")} if file.parent.is_dir() else {}
+        stem = nearest(file.stem, beside)  # the endings are alike in any case
+        raise UserError(
+            f"no such {what} file", field=str(path), nearest=beside[stem] if stem else None, hint=hint
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", field=str(path)) from None
+
+
+def _checked(kind: type[Config], data: Any, places: Mapping[str, str], overrides: Sequence[str]) -> Config:
+    """The overrides put in, everything validated."""
     for override in overrides:
         data = _merge(data, _override(override))
         places = _replaced(places, override.split("=")[0])
     try:
-        job = JobConfig.model_validate(data)
+        config = kind.model_validate(data)
     except ValidationError as error:
-        raise located(complaint(error, JobConfig), places) from None
+        raise located(complaint(error, kind), places) from None
     except UserError as error:
         raise located(error, places) from None
-    job._lines = places
-    return job
+    config._lines = places
+    return config
 
 
 def read_yaml(text: str, name: str) -> tuple[Any, dict[str, str]]:
@@ -153,7 +211,10 @@ def _override(text: str) -> dict[str, Any]:
 
 def _merge(base: Any, change: Any, at: tuple[str, ...] = ()) -> Any:
     """`change` over `base`: mappings by key, lists by index, anything else replaced."""
-    if at == ("engine",) and isinstance(base, dict) and isinstance(change, str):
+    here = at[2:] if at[:1] == ("models",) else at  # a server's models are sections like a job's
+    if here != at and not here and isinstance(base, str):
+        base = {"model": base}
+    if here == ("engine",) and isinstance(base, dict) and isinstance(change, str):
         change = {"name": change}  # another engine, the same dtype and slots
     if not isinstance(change, dict):
         return change
@@ -166,9 +227,9 @@ def _merge(base: Any, change: Any, at: tuple[str, ...] = ()) -> Any:
                 )
             out[int(key)] = _merge(out[int(key)], value, (*at, str(key)))
         return out
-    if isinstance(base, str) and (_is_card(at) or (len(at) == 1 and at[0] in SHORT_FORMS)):
-        base = {SHORT_FORMS.get(at[0], "name"): base}  # the short form, so that an option can be added
-    if not isinstance(base, dict) or (_is_card(at) and change.get("name", base.get("name")) != base.get("name")):
+    if isinstance(base, str) and (_is_card(here) or (len(here) == 1 and here[0] in SHORT_FORMS)):
+        base = {SHORT_FORMS.get(here[0], "name"): base}  # the short form, so that an option can be added
+    if not isinstance(base, dict) or (_is_card(here) and change.get("name", base.get("name")) != base.get("name")):
         return change  # another method: the old one's options are not its own
     return base | {key: _merge(base.get(key), value, (*at, str(key))) for key, value in change.items()}
 

@@ -123,13 +123,29 @@ def resume_goes_on(make: Make, request: Request, drafters: Sequence[Card | None]
     row = RowId(plain.id)
     full, events = whole.outcomes[row], whole.tokens[row]
     for cut in range(1, len(full.tokens) + 1):
-        resumed = dataclasses.replace(_with(plain, drafter=drafters[cut % len(drafters)]), resume=full.tokens[:cut])
+        resumed = dataclasses.replace(_with(plain, drafter=drafters[cut % len(drafters)]), resume=(full.tokens[:cut],))
         run = drive(make(slots=2), [resumed])
         outcome = run.outcomes[row]
         require(outcome == full, make, "resume_goes_on", f"cut at {cut}: {outcome}, was {full}")
         require(run.tokens.get(row, []) == events[cut:], make, "resume_goes_on", f"cut at {cut}: events sent twice")
         mismatches = outcome.stats.replay_mismatches
         require(not mismatches, make, "resume_goes_on", f"cut at {cut}: {mismatches} ids are not what the noise draws")
+
+
+def samples_resume_each_from_its_own(make: Make, request: Request, n: int = 3) -> None:
+    """The samples of a request go on together, each from where it was: at its start, anywhere, or at its end."""
+    many = _with(request, n=n)
+    whole = drive(make(slots=n), [many])
+    texts = [whole.outcomes[RowId(many.id, sample)].tokens for sample in range(n)]
+    for cut in range(max(map(len, texts)) + 1):
+        delivered = [ids[: (cut * (sample + 1)) % (len(ids) + 1)] for sample, ids in enumerate(texts)]
+        run = drive(make(slots=n), [dataclasses.replace(many, resume=tuple(delivered))])
+        for sample, ids in enumerate(delivered):
+            row = RowId(many.id, sample)
+            again, missing = run.outcomes[row], whole.tokens[row][len(ids) :]
+            said = f"{row} cut at {len(ids)}: {again}, was {whole.outcomes[row]}"
+            require(again == whole.outcomes[row], make, "samples_resume_each_from_its_own", said)
+            require(run.tokens.get(row, []) == missing, make, "samples_resume_each_from_its_own", f"{row}: sent twice")
 
 
 def refusals_are_honest(make: Make, request: Request, specs: Sequence[DecodingSpec]) -> None:

@@ -100,7 +100,7 @@ def a_resumed_row_is_the_same(method: Method) -> None:
     for request, recorder, run, _ in _runs(method):
         whole, row = run.outcomes[RowId(request.id)], RowId(request.id)
         for cut in range(1, len(whole.tokens)):
-            resumed, own = _drive(method, [dataclasses.replace(request, resume=whole.tokens[:cut])])
+            resumed, own = _drive(method, [dataclasses.replace(request, resume=(whole.tokens[:cut],))])
             again = resumed.outcomes[row]
             require(again == whole, method, "a_resumed_row_is_the_same", f"cut at {cut}: {again}, was {whole}")
             require(not again.stats.replay_mismatches, method, "a_resumed_row_is_the_same", f"cut at {cut}: mismatches")

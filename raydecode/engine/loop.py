@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from raydecode.engine.tally import KNOWN, NONE
 from raydecode.engine.walk import Methods, Visit, walk
 from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent, StepEvent, TextEvent
-from raydecode.request import DecodingSpec, Request, RowId
+from raydecode.request import DecodingSpec, Prompt, Request, RowId
 from raydecode.tree import TokenTree
 
 
@@ -145,6 +146,15 @@ class Loop:
 
     # ------------------------------------------------------------------ what callers may look at
     @property
+    def token_bytes(self) -> Sequence[bytes]:
+        """Token id -> its bytes; empty for special ones."""
+        return self.lane.token_bytes
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids. Raises RowError for one that cannot be read; may be asked from any thread."""
+        return self.lane.encode(prompt)
+
+    @property
     def drafting(self) -> str | None:
         """What `drafter: auto` measured and chose so far, in words."""
         return self.choice.said()
@@ -181,8 +191,9 @@ class Loop:
             given = f"got n = {spec.n}, max_tokens = {spec.max_tokens}"
             raise RowError("request", "BadLimit", f"n and max_tokens are at least 1, {given}")
         source, ids, limit = self._prompt(request, spec)
-        if request.resume and (spec.n > 1 or len(request.resume) > limit):
-            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        wrong = request.bad_resume(limit)
+        if wrong:
+            raise RowError("request", "BadResume", wrong)
         samplers = [self.method("samplers", card.name) for card in spec.sampler]
         monitors = [self._monitor(card.name) for card in spec.monitors]
         needs = Needs(logp=spec.logprobs is not None, top_k=spec.logprobs or 0)
@@ -198,12 +209,12 @@ class Loop:
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), limit)
-            row.source, row.replay, row.submitted_at = source, request.resume, self.clock()
+            row.source, row.replay, row.submitted_at = source, request.resumed(sample), self.clock()
             row.needs, row.inside, row.chosen = needs, inside, chosen
             row.horizon = min((horizon for horizon in horizons if horizon is not None), default=None)
             row.leader = rows[0] if rows else None
-            if request.resume and not spec.monitors:  # what was shown before: the caller has those bytes
-                row.shown = settled(b"".join(self.host.token_bytes[id] for id in request.resume), spec.stop)
+            if row.replay and not spec.monitors:  # what was shown before: the caller has those bytes
+                row.shown = settled(b"".join(self.host.token_bytes[id] for id in row.replay), spec.stop)
             for card, sampler in zip(spec.sampler, samplers, strict=True):
                 row.sampler_state.append({name: float(start(card.options)) for name, start in sampler.columns.items()})
             for card, monitor in zip(spec.monitors, monitors, strict=True):
@@ -214,7 +225,8 @@ class Loop:
     def _prompt(self, request: Request, spec: DecodingSpec) -> tuple[tuple[int, ...], list[int], int]:
         """What an encoder reads (empty without one), what the row begins with, and how many tokens may follow."""
         ids, size = self.lane.encode(request.prompt), len(self.host.token_bytes)
-        foreign = next((id for id in (*ids, *request.resume) if not 0 <= id < size), None)
+        given = itertools.chain(ids, *request.resume)
+        foreign = next((id for id in given if not 0 <= id < size), None)
         if foreign is not None:
             raise RowError("request", "BadToken", f"token {foreign} is not in a vocabulary of {size}")
         source: tuple[int, ...] = ()

@@ -65,6 +65,11 @@ def test_resume_goes_on(requests):
         engines.resume_goes_on(ToyEngine, request, (None, Card("recycling")))
 
 
+def test_samples_resume_each_from_its_own(requests):
+    for request in requests[::3]:
+        engines.samples_resume_each_from_its_own(ToyEngine, request)
+
+
 def test_texts_end_at_stop_strings():
     specs = [
         DecodingSpec(max_tokens=30, seed=i, n=3, stop=stop, stop_tokens=tokens, ignore_eos=bool(i % 2), drafter=drafter)
@@ -116,9 +121,9 @@ def test_faults_stay_alone(requests):
         Request("optionless", "x", Ids((1,)), DecodingSpec(sampler=(Card("top_p"),))),
         Request("none", "x", Ids((1,)), DecodingSpec(n=0)),
         Request("no tokens", "x", Ids((1,)), DecodingSpec(max_tokens=0)),
-        Request("resumed", "x", Ids((1,)), DecodingSpec(max_tokens=3), resume=(1, 99)),
-        Request("overlong", "x", Ids((1,)), DecodingSpec(max_tokens=2), resume=(1, 1, 1)),
-        Request("two", "x", Ids((1,)), DecodingSpec(n=2), resume=(1,)),
+        Request("resumed", "x", Ids((1,)), DecodingSpec(max_tokens=3), resume=((1, 99),)),
+        Request("overlong", "x", Ids((1,)), DecodingSpec(max_tokens=2), resume=((1, 1, 1),)),
+        Request("two", "x", Ids((1,)), DecodingSpec(n=2), resume=((1,),)),
         Request("overflow", "x", Ids((1,) * 4090), DecodingSpec(max_tokens=99), overflow="cut_middle"),
     ]
     engines.faults_stay_alone(ToyEngine, requests, bad)
@@ -137,6 +142,14 @@ class Forgetful(ToyEngine):
 
     def submit(self, request):
         super().submit(dataclasses.replace(request, resume=()))
+
+
+class FirstOnly(ToyEngine):
+    """Resumes the first sample and begins the others anew."""
+
+    def submit(self, request):
+        kept = tuple(ids if sample == 0 else () for sample, ids in enumerate(request.resume))
+        super().submit(dataclasses.replace(request, resume=kept))
 
 
 class SlowCancel(ToyEngine):
@@ -170,6 +183,7 @@ class SameKeys(ToyEngine):
     [
         (Doubled, lambda make: engines.every_row_ends_once(make, [SAMPLED])),
         (Forgetful, lambda make: engines.resume_goes_on(make, SAMPLED)),
+        (FirstOnly, lambda make: engines.samples_resume_each_from_its_own(make, SAMPLED)),
         (SlowCancel, lambda make: engines.cancel_frees_at_once(make, [SAMPLED, dataclasses.replace(SAMPLED, id="b")])),
         (Hasty, lambda make: engines.shown_text_is_never_taken_back(make, workload.requests())),
         (SameKeys, lambda make: engines.samples_are_their_own(make, SAMPLED)),

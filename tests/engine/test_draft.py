@@ -107,7 +107,7 @@ def test_known_tokens_go_before_drafts():
     first = drive(ToyEngine(), [Request("r", "r", Ids((0, 1)), DecodingSpec(max_tokens=21, ignore_eos=True))])
     tokens = first.outcomes[RowId("r")].tokens
     spec = DecodingSpec(max_tokens=21, ignore_eos=True, drafter=Card("hostile"))
-    again = drive(ToyEngine(), [Request("r", "r", Ids((0, 1)), spec, resume=tokens[:20])]).outcomes[RowId("r")]
+    again = drive(ToyEngine(), [Request("r", "r", Ids((0, 1)), spec, resume=(tokens[:20],))]).outcomes[RowId("r")]
     assert again.tokens == tokens
     assert again.stats.forwards == 1, "20 given ids and the next token come from one forward"
 

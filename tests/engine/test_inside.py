@@ -78,7 +78,7 @@ def test_a_row_resumes_with_its_intervention():
     for request in MIXED[2:5]:
         whole = drive(ToyEngine(), [request]).outcomes[RowId(request.id)]
         for cut in (1, 5, 11):
-            again = drive(ToyEngine(), [dataclasses.replace(request, resume=whole.tokens[:cut])])
+            again = drive(ToyEngine(), [dataclasses.replace(request, resume=(whole.tokens[:cut],))])
             outcome = again.outcomes[RowId(request.id)]
             assert outcome == whole
             assert outcome.stats.replay_mismatches == 0

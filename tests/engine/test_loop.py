@@ -165,20 +165,20 @@ def test_a_resumed_stream_goes_on_where_it_was_cut(stop):
                     case OutcomeEvent():
                         outcome = event
         for cut in range(1, len(tokens)):
-            rest = drive(ToyEngine(stream=True), [_request(spec=spec, resume=tuple(tokens[:cut]))])
+            rest = drive(ToyEngine(stream=True), [_request(spec=spec, resume=(tuple(tokens[:cut]),))])
             assert shown[cut] + rest.texts.get(RowId("r"), b"") == outcome.text
 
 
 def test_resume_that_the_noise_would_not_draw_is_counted():
     first = drive(ToyEngine(), [_request()]).outcomes[RowId("r")].tokens
     wrong = (*first[:2], (first[2] + 1) % 4)
-    outcome = drive(ToyEngine(), [_request(resume=wrong)]).outcomes[RowId("r")]
+    outcome = drive(ToyEngine(), [_request(resume=(wrong,))]).outcomes[RowId("r")]
     assert outcome.tokens[:3] == wrong
     assert outcome.stats.replay_mismatches == 1
 
 
 def test_a_resume_past_the_end_of_text_ends_there():
-    outcome = drive(ToyEngine(), [_request(spec=DecodingSpec(max_tokens=9), resume=(1, 4, 1, 1))]).outcomes[RowId("r")]
+    outcome = drive(ToyEngine(), [_request(spec=DecodingSpec(max_tokens=9), resume=((1, 4, 1, 1),))]).outcomes[RowId("r")]
     assert (outcome.reason, outcome.tokens) == ("eos", (1, 4))
 
 
@@ -187,8 +187,9 @@ def test_a_resume_past_the_end_of_text_ends_there():
     [
         (_request(prompt=(1, 9)), "BadToken", "token 9 is not in a vocabulary of 5"),
         (_request(prompt=(1, -1)), "BadToken", "token -1"),
-        (_request(resume=(5,)), "BadToken", "token 5"),
-        (_request(resume=(1,) * 7), "BadResume", "no more ids than max_tokens"),
+        (_request(resume=((5,),)), "BadToken", "token 5"),
+        (_request(resume=((1,) * 7,)), "BadResume", "no more ids than max_tokens"),
+        (_request(resume=((1,), (1,))), "BadResume", "one tuple of ids per sample: n is 1, got 2"),
         (_request(spec=DecodingSpec(max_tokens=0)), "BadLimit", "max_tokens = 0"),
         (_request(spec=DecodingSpec(n=-2)), "BadLimit", "n = -2"),
         (_request(prompt=()), "EmptyPrompt", "at least one"),

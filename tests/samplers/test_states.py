@@ -55,7 +55,7 @@ def _resumed(name: str) -> None:
     whole, states = _traced(plain)
     ((row, outcome),) = whole.outcomes.items()
     for cut in range(1, len(outcome.tokens) + 1):
-        run, again = _traced(dataclasses.replace(plain, resume=outcome.tokens[:cut]))
+        run, again = _traced(dataclasses.replace(plain, resume=(outcome.tokens[:cut],)))
         assert run.outcomes[row] == outcome, cut
         assert not run.outcomes[row].stats.replay_mismatches
         assert again == states, f"cut at {cut}: the states are not those of the uninterrupted row"

@@ -18,9 +18,10 @@ all rows), every row that is not plainly greedy runs our chain and noise, and dr
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,21 @@ class VllmEngine:
         """Rows that hold a slot."""
         return tuple(row.id for row in self._running.values())
 
+    @property
+    def token_bytes(self) -> Sequence[bytes]:
+        """Token id -> its bytes; empty for special ones."""
+        return self.vocabulary.token_bytes
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids. Raises RowError for one that cannot be read; may be asked from any thread."""
+        match prompt:
+            case Ids(ids):
+                return list(ids)
+            case Text(text):
+                return self.vocabulary.encode(text)
+            case Messages(messages):
+                return self.vocabulary.render_chat([dict(message) for message in messages])
+
     def close(self) -> None:
         """Give vLLM's memory and processes back; the engine is of no use afterwards."""
         self._vllm.engine_core.shutdown()
@@ -190,19 +206,20 @@ class VllmEngine:
         if spec.drafter:
             spec = replace(spec, drafter=registry.get("drafters", spec.drafter.name).parse(spec.drafter, DRAFTER))
         drafter = drafts_for(spec, self._options)
-        ids = self._encode(request.prompt)
-        wrong = next((i for i in (*ids, *request.resume) if not 0 <= i < self.vocabulary.size), None)
+        ids = self.encode(request.prompt)
+        given = itertools.chain(ids, *request.resume)
+        wrong = next((i for i in given if not 0 <= i < self.vocabulary.size), None)
         if wrong is not None:
             raise RowError("request", "BadToken", f"token {wrong}: ids are 0 to {self.vocabulary.size - 1}")
         fit = fit_prompt(len(ids), spec.max_tokens, self.context, request.overflow)
         if isinstance(fit, Fault):
             raise RowError(fit.stage, fit.kind, fit.message)
-        if request.resume:
+        if any(request.resume):
             self._check_resume(request, fit.max_tokens, mapped.replayable)
         return [
             Row(
                 RowId(request.id, sample), spec, mapped, fit.cut(ids), fit.max_tokens,
-                request.noise_key(sample), request.resume, drafter=drafter, submitted_at=self.clock(),
+                request.noise_key(sample), request.resumed(sample), drafter=drafter, submitted_at=self.clock(),
             )
             for sample in range(spec.n)
         ]  # fmt: skip
@@ -217,18 +234,10 @@ class VllmEngine:
             hint="name it in the job: decoding.drafter, or decoding.roster.drafters",
         )  # fmt: skip
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        match prompt:
-            case Ids(ids):
-                return list(ids)
-            case Text(text):
-                return self.vocabulary.encode(text)
-            case Messages(messages):
-                return self.vocabulary.render_chat([dict(message) for message in messages])
-
     def _check_resume(self, request: Request, limit: int, replayable: bool) -> None:
-        if request.decoding.n > 1 or len(request.resume) > limit:
-            raise RowError("request", "BadResume", "resume needs n = 1 and no more ids than max_tokens")
+        wrong = request.bad_resume(limit)
+        if wrong:
+            raise RowError("request", "BadResume", wrong)
         if not replayable:
             raise RowError(
                 "request", "BadResume",

@@ -119,7 +119,7 @@ def test_neighbours_cancelled(lane, memory, requests, alone) -> None:
 def test_resume(lane, memory, requests, alone, cut: int) -> None:
     memory.compared = 0
     resumed = [
-        ask(r.id, r.prompt.ids, max_tokens=LENGTH, ignore_eos=True, logprobs=2, resume=alone[r.id, 0].tokens[:cut])
+        ask(r.id, r.prompt.ids, max_tokens=LENGTH, ignore_eos=True, logprobs=2, resume=(alone[r.id, 0].tokens[:cut],))
         for r in requests[:3]
     ]
     found = drain(Decoder(Recorder(lane, 4, memory)), resumed)
@@ -171,7 +171,7 @@ def test_the_recorder_sees_a_broken_twin(lane, requests, monkeypatch, twin: str)
             TWINS[twin](monkeypatch)
         memory = Memory()
         truth = drain(Decoder(Recorder(lane, 1, memory)), [row])
-        replay = ask("row", text, max_tokens=6, ignore_eos=True, resume=truth["row", 0].tokens)
+        replay = ask("row", text, max_tokens=6, ignore_eos=True, resume=(truth["row", 0].tokens,))
         drain(Decoder(Recorder(lane, 2, memory)), [mate, row, replay])
         assert memory.compared >= 6
         assert bool(memory.conflicts) == broken

@@ -110,7 +110,7 @@ def test_samples_share_one_encoding_and_resume(
     assert len({one.tokens for one in together.values()}) == 3
     single = dataclasses.replace(row, decoding=dataclasses.replace(row.decoding, n=1))
     for cut in (1, 5, 8):
-        again = drain(loop(engine, 2), [dataclasses.replace(single, resume=together["s", 0].tokens[:cut])])["s", 0]
+        again = drain(loop(engine, 2), [dataclasses.replace(single, resume=(together["s", 0].tokens[:cut],))])["s", 0]
         assert again == together["s", 0]
         assert again.stats.replay_mismatches == 0
     assert together["s", 0].stats.prompt_tokens == len(SOURCES[2])

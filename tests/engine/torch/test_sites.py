@@ -154,7 +154,7 @@ def test_interventions_per_row_keep_every_rows_bits(shared_lane: TorchLane) -> N
         assert memory.compared >= 16
         assert not memory.conflicts
         for cut in (1, 6):
-            resumed = [dataclasses.replace(acting[0], resume=truth["a", 0].tokens[:cut])]
+            resumed = [dataclasses.replace(acting[0], resume=(truth["a", 0].tokens[:cut],))]
             again = drain(Decoder(Recorder(shared_lane, 2, Memory())), resumed)["a", 0]
             assert again == truth["a", 0]
             assert again.stats.replay_mismatches == 0

@@ -145,7 +145,7 @@ def test_our_drafters_leave_every_text(smollm: Path, truth: dict[str, OutcomeEve
     ended = [
         ask("greedy", 0, "ngram", stop=(b"blue, red",)),
         ask("greedy", 0, "token_recycling"),
-        replace(ask("greedy", 1, "ngram"), resume=truth["greedy 1 None"].tokens[:7]),
+        replace(ask("greedy", 1, "ngram"), resume=(truth["greedy 1 None"].tokens[:7],)),
     ]
     stop, refused, resumed = (replace(one, id=f"{one.id} {i}") for i, one in enumerate(ended))
     some = [row for row in rows if row.id.split()[0] in ("greedy", "mirostat2", "top_p") and row.decoding.drafter]

@@ -300,7 +300,7 @@ def test_a_bad_row_ends_alone(vllm_engine: VllmEngine) -> None:
     inside = (Card("dola"), Card("temperature", {"value": 0.7}))
     seen = run(
         vllm_engine, ask("good", sampler=GREEDY), ask("refused", sampler=inside), ask("token", Ids((1, 10**6))),
-        ask("resumed", sampler=GREEDY, resume=(10**6,)), ask("wide", sampler=GREEDY, logprobs=10**6),
+        ask("resumed", sampler=GREEDY, resume=((10**6,),)), ask("wide", sampler=GREEDY, logprobs=10**6),
         ask("role", Messages(({"content": "no role"},))), ask("late", sampler=GREEDY, deadline_s=0.0),
     )  # fmt: skip
     errors = {row.request: outcome.error for row, outcome in seen.outcomes.items()}
@@ -320,12 +320,26 @@ def test_a_greedy_row_is_resumed_anywhere(vllm_engine: VllmEngine) -> None:
     spec = {"sampler": GREEDY, "max_tokens": 10, "logprobs": 1, "stop": (b"\n\n",)}
     whole = run(vllm_engine, ask("r", **spec)).only
     for k in range(1, len(whole.tokens) + 1):
-        seen = run(vllm_engine, ask("r", resume=whole.tokens[:k], **spec))
+        seen = run(vllm_engine, ask("r", resume=(whole.tokens[:k],), **spec))
         assert (seen.only.tokens, seen.only.text, seen.only.reason) == (whole.tokens, whole.text, whole.reason)
         assert [event.t for events in seen.tokens.values() for event in events] == list(range(k, len(whole.tokens)))
         assert [logp for logp, _ in seen.only.logprobs] == pytest.approx([logp for logp, _ in whole.logprobs], abs=1e-3)
-    bare = run(vllm_engine, ask("r", resume=whole.tokens, **spec | {"logprobs": None})).only
+    bare = run(vllm_engine, ask("r", resume=(whole.tokens,), **spec | {"logprobs": None})).only
     assert (bare.tokens, bare.text, bare.reason) == (whole.tokens, whole.text, whole.reason)
+
+
+def test_samples_are_resumed_each_from_its_own(vllm_engine: VllmEngine) -> None:
+    spec = {"sampler": (Card("min_p", {"p": 0.05}), Card("dry")), "max_tokens": 6, "n": 2}
+    whole = run(vllm_engine, ask("r", **spec)).outcomes
+    first, second = (whole[RowId("r", sample)].tokens for sample in range(2))
+    assert first != second
+    seen = run(vllm_engine, ask("r", resume=(first[:2], second), **spec))
+    assert {row: (one.tokens, one.text) for row, one in seen.outcomes.items()} == {
+        row: (one.tokens, one.text) for row, one in whole.items()
+    }
+    assert {row: [event.t for event in events] for row, events in seen.tokens.items()} == {
+        RowId("r", 0): list(range(2, len(first)))
+    }
 
 
 @pytest.mark.parametrize(
@@ -334,7 +348,7 @@ def test_a_greedy_row_is_resumed_anywhere(vllm_engine: VllmEngine) -> None:
     ids=["sampled", "penalty", "samples"],
 )
 def test_what_cannot_be_resumed_is_said(vllm_engine: VllmEngine, spec: dict) -> None:
-    outcomes = run(vllm_engine, ask("r", resume=(30,), **spec)).outcomes
+    outcomes = run(vllm_engine, ask("r", resume=((30,),), **spec)).outcomes
     assert len(outcomes) == spec.get("n", 1)
     for outcome in outcomes.values():
         assert outcome.error

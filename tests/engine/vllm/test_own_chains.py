@@ -102,10 +102,10 @@ def test_a_sampled_row_is_resumed_and_one_with_lost_state_says_so(
     from dataclasses import replace
 
     cuts = {"dry1": 1, "order1": 7, "penalty1": 10}
-    asked = [replace(one, resume=crowd[one.id].tokens[: cuts[one.id]]) for one in REQUESTS if one.id in cuts]
+    asked = [replace(one, resume=(crowd[one.id].tokens[: cuts[one.id]],)) for one in REQUESTS if one.id in cuts]
     for name, resumed in run(vllm_engine, *asked).items():
         assert (resumed.tokens, resumed.text) == (crowd[name].tokens, crowd[name].text)
-    stateful = replace(REQUESTS[0], resume=crowd["mirostat20"].tokens[:3])
+    stateful = replace(REQUESTS[0], resume=(crowd["mirostat20"].tokens[:3],))
     refused = run(vllm_engine, stateful)["mirostat20"].error
     assert refused
     assert refused.kind == "BadResume"
