@@ -67,6 +67,7 @@ function takeToken(run, token) {
 
 /** A step follows the tokens that it made: now it is known which of them were drafted. */
 function takeStep(run, step) {
+  if (!step.emitted.length) return; // a row that waits makes steps without tokens
   const index = run.steps.length;
   run.steps.push(step);
   const nodes = step.tokens.length;
