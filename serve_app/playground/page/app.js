@@ -100,7 +100,7 @@ function Prompt({page, state}) {
       <${Choice} label="Kind of prompt" name="mode" options=${["chat", "plain"]} value=${settings.mode} onChange=${(mode) => page.change({mode})} />
     </div>
     ${settings.mode === "chat" &&
-    html`<details class="system" open=${Boolean(settings.system)}>
+    html`<details class="system" ref=${(box) => box && settings.system && (box.open = true)}>
       <summary>System message${settings.system ? "" : ": none"}</summary>
       <textarea rows="2" aria-label="System message" value=${settings.system} onInput=${(e) => page.change({system: e.target.value})}></textarea>
     </details>`}
@@ -145,7 +145,7 @@ function Verdict({found, compare}) {
     differ: `first difference at token ${tokens + 1}`,
   }[found.state];
   if (!compare) return null;
-  return html`<p class="verdict ${found.state.replace(" ", "")}" role="status">
+  return html`<p class="verdict ${found.state.replace(" ", "")}" role="status" aria-live=${found.state === "so far" ? "off" : "polite"}>
     ${said}
     ${found.state === "differ" && html` <button type="button" class="small" onClick=${() => showToken(NAMES[0], found.at.a)}>show</button>`}
   </p>`;

@@ -1,5 +1,7 @@
 // A batch's rows joined with the requests that made them. Pure.
 
+import {promptOf} from "./row.js";
+
 /** Rows with the request that made each, from the batch's input lines. Pure. */
 export function joined(rows, input) {
   const requests = new Map();
@@ -15,9 +17,8 @@ export function joined(rows, input) {
 export function requestOf(body, run) {
   if (!body) return null;
   const {messages, prompt, model, seed, max_tokens, max_completion_tokens, stop, noise_id} = body;
-  const text = (message) => (typeof message?.content === "string" ? message.content : null);
-  const user = messages?.filter((one) => one.role !== "system") ?? [];
-  if (messages ? user.length !== 1 || text(user[0]) === null : typeof prompt !== "string") return null;
+  const asked = promptOf(messages ?? prompt);
+  if (!asked) return null;
   const own = ["model", "messages", "prompt", "seed", "max_tokens", "max_completion_tokens", "stop", "noise_id", "decoding", "logprobs", "top_logprobs", "temperature", "top_p", "stream"];
   if (Object.keys(body).some((name) => !own.includes(name)) || (body.n ?? 1) !== 1) return null;
   const chain = [];
@@ -26,9 +27,7 @@ export function requestOf(body, run) {
   const given = {seed: seed ?? run.facts?.seed, max_tokens: max_completion_tokens ?? max_tokens, stop: typeof stop === "string" ? [stop] : stop};
   const decoding = {sampler: chain, ...Object.fromEntries(Object.entries(given).filter(([, value]) => value != null)), ...body.decoding};
   return {
-    mode: messages ? "chat" : "plain",
-    prompt: messages ? text(user[0]) : prompt,
-    system: text(messages?.find((one) => one.role === "system")) ?? "",
+    ...asked,
     decoding,
     noise_id: run.facts?.noise_id ?? noise_id ?? "",
     model,

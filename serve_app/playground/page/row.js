@@ -48,17 +48,19 @@ function explained(value) {
       : `Differs from the stored text at character ${value.first_difference}.`,
   ];
   if (!value.trace?.steps) run.notes.push("This file says nothing of draft trees: print it again with this version of explain.");
-  const chat = Array.isArray(value.prompt);
-  const last = chat ? value.prompt.findLast((one) => one.role === "user") : null;
-  const request = value.decoding && {
-    mode: chat ? "chat" : "plain",
-    prompt: chat ? String(last?.content ?? "") : value.prompt,
-    system: chat ? String(value.prompt.find((one) => one.role === "system")?.content ?? "") : "",
-    decoding: value.decoding,
-    noise_id: value.noise_id,
-    model: null,
-  };
+  const prompt = promptOf(value.prompt);
+  const request = value.decoding && !value.sample && prompt ? {...prompt, decoding: value.decoding, noise_id: value.noise_id, model: null} : null;
   return {name: `${value.id}${value.sample ? `, sample ${value.sample}` : ""}`, run: close(run, "done"), request};
+}
+
+/** A prompt as the page can say it: a text, or one message with or without the system's; null for any other. */
+export function promptOf(prompt) {
+  if (typeof prompt === "string") return {mode: "plain", prompt, system: ""};
+  const turns = (prompt ?? []).filter((one) => one.role !== "system");
+  const system = (prompt ?? []).filter((one) => one.role === "system");
+  const texts = [...turns, ...system].every((one) => typeof one.content === "string");
+  if (turns.length !== 1 || turns[0].role !== "user" || system.length > 1 || !texts) return null;
+  return {mode: "chat", prompt: turns[0].content, system: system[0]?.content ?? ""};
 }
 
 /** A token of explain before it printed traces. */

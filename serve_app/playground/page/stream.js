@@ -9,14 +9,14 @@ export class Refusal extends Error {
   }
 }
 
-/** Bytes of text/event-stream in pieces of any size; whole `data` fields out. */
+/** Bytes of text/event-stream in pieces of any size; whole `data` fields out. What has no end is no event. */
 export class EventLines {
   #decoder = new TextDecoder();
   #rest = "";
   #data = [];
 
   feed(bytes) {
-    this.#rest += bytes ? this.#decoder.decode(bytes, {stream: true}) : this.#decoder.decode() + "\n\n";
+    this.#rest += this.#decoder.decode(bytes, {stream: true});
     const out = [];
     for (;;) {
       const end = this.#rest.search(/\r\n|\n|\r(?!$)/);
@@ -93,11 +93,11 @@ export async function* chunks(url, body, key, signal) {
   try {
     for (;;) {
       const {value, done} = await piece(reader);
+      if (done) throw new Refusal("The stream broke off before its end.");
       for (const data of lines.feed(value)) {
         if (data === "[DONE]") return;
         yield parsed(data);
       }
-      if (done) throw new Refusal("The stream broke off before its end.");
     }
   } finally {
     reader.cancel().catch(() => {});

@@ -12,9 +12,13 @@ const CLOSE_MS = 160;
 export function Tokens({run, name, colour, active, onActive, onStep, at}) {
   const box = useRef(null);
   const timer = useRef(0);
+  const tokenAt = (index) => box.current?.querySelector(`[data-t="${index}"]`);
   const [byKey, setByKey] = useState(false);
   const {tokens} = run;
   useEffect(() => () => clearTimeout(timer.current), []);
+  useLayoutEffect(() => {
+    if (byKey && active !== null) tokenAt(active)?.scrollIntoView({block: "nearest"});
+  }, [active, byKey]);
   const hold = (index, keyboard) => {
     clearTimeout(timer.current);
     setByKey(keyboard);
@@ -70,7 +74,7 @@ export function Tokens({run, name, colour, active, onActive, onStep, at}) {
     >
       ${tokens.map((token, i) => html`<${Token} key=${i} ...${{token, name, i}} active=${active === i} parts=${at === i} />`)}
     </div>
-    ${active !== null && tokens[active] && html`<${Alternatives} token=${tokens[active]} anchor=${() => box.current?.querySelector(`[data-t="${active}"]`)} onEnter=${() => clearTimeout(timer.current)} onLeave=${leave} />`}
+    ${active !== null && tokens[active] && html`<${Alternatives} token=${tokens[active]} anchor=${() => tokenAt(active)} onEnter=${() => clearTimeout(timer.current)} onLeave=${leave} />`}
   </div>`;
 }
 
@@ -116,7 +120,7 @@ export function percent(share) {
 /** What the model would have said instead, beside the token; stays while the pointer is on it. */
 function Alternatives({token, anchor, onEnter, onLeave}) {
   const box = useRef(null);
-  useLayoutEffect(() => {
+  const place = () => {
     const from = anchor();
     if (!from || !box.current) return;
     const near = from.getClientRects()[0] ?? from.getBoundingClientRect();
@@ -126,6 +130,11 @@ function Alternatives({token, anchor, onEnter, onLeave}) {
     const above = near.bottom + own.height + 8 > room.clientHeight && near.top - own.height - 4 > 0;
     box.current.style.left = `${left}px`;
     box.current.style.top = `${above ? near.top - own.height - 4 : near.bottom + 4}px`;
+  };
+  useLayoutEffect(place);
+  useEffect(() => {
+    addEventListener("scroll", place, true);
+    return () => removeEventListener("scroll", place, true);
   });
   const nats = surprise(token);
   const rows = [...(token.top ?? [])];

@@ -190,7 +190,8 @@ class Page:
         modifiers = sum(MODIFIERS[one] for one in held)
         params = {"key": name, "windowsVirtualKeyCode": code, "modifiers": modifiers, "code": name if name in KEYS else ""}
         for _ in range(times):
-            self.call("Input.dispatchKeyEvent", type="keyDown", text="" if held else text, **params)
+            typed = "" if held else text
+            self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", text=typed, **params)
             self.call("Input.dispatchKeyEvent", type="keyUp", **params)
 
     def type(self, text: str) -> None:

@@ -29,10 +29,11 @@ CONFIG: dict[str, Any] = {
 
 
 class Faults:
-    """busy: how many posts are answered 429; cut: bytes after which a stream ends, None: never."""
+    """busy: how many posts are answered 429; cut: pieces after which a stream ends, None: never; last: its last piece."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app, self.busy, self.cut, self.error = app, 0, None, b""
+        self.app, self.busy, self.last = app, 0, b""
+        self.cut: int | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -51,10 +52,9 @@ class Faults:
         async def shorter(message: Message) -> None:
             nonlocal left
             if message["type"] == "http.response.body":
-                body, before = message.get("body", b""), left
-                left -= len(body)
-                if before > 0 >= left:
-                    await send({"type": "http.response.body", "body": body[:before] + self.error, "more_body": False})
+                left -= 1
+                if left == 0:
+                    await send({"type": "http.response.body", "body": self.last, "more_body": False})
                 if left <= 0:
                     return
             await send(message)
