@@ -52,8 +52,8 @@ function resolve(part, defs) {
 }
 
 function rangeOf(part) {
-  const {minimum, exclusiveMinimum, maximum, exclusiveMaximum} = part;
-  return {minimum, exclusiveMinimum, maximum, exclusiveMaximum};
+  const names = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
+  return Object.fromEntries(names.filter((name) => name in part).map((name) => [name, part[name]]));
 }
 
 /** "0 < x <= 1", "at least 1", or "" */
@@ -100,7 +100,7 @@ export function read(field, typed) {
 
 function readList(field, text) {
   if (text.startsWith("[")) return readJson(text);
-  return text.split(",").map((part) => read(field.item, part)).filter((one) => one !== undefined);
+  return text.split(",").map((part) => read(field.item, part.trim())).filter((one) => one !== undefined);
 }
 
 function readUnion(field, text) {

@@ -37,7 +37,7 @@ test("what is typed becomes a value, and what cannot goes as it is", () => {
   equal([read(integer, " 12 "), read(integer, "1.5"), read(integer, ""), read(integer, "9007199254740993")], [12, "1.5", undefined, "9007199254740993"]);
   equal([read({kind: "number"}, "1e-3"), read({kind: "number"}, "0,5"), read({kind: "boolean"}, "true")], [0.001, "0,5", true]);
   const ids = {kind: "list", item: integer};
-  equal([read(ids, "1, 2,3"), read(ids, "[4]"), read(ids, "1, x"), read(ids, " ")], [[1, 2, 3], [4], [1, " x"], undefined]);
+  equal([read(ids, "1, 2,3"), read(ids, "[4]"), read(ids, "1, x"), read(ids, " ")], [[1, 2, 3], [4], [1, "x"], undefined]);
   equal(read({kind: "list", item: {kind: "string"}}, "\\n, END"), ["\n", "END"]);
   equal(read({kind: "list", item: {kind: "string"}}, '["a, b"]'), ["a, b"]);
   equal([read({kind: "map"}, '{"3": 1.5}'), read({kind: "map"}, "{3")], [{3: 1.5}, "{3"]);
