@@ -26,19 +26,44 @@ def sections() -> str:
     """One table per section of a job file, from the models themselves."""
     from raydecode.config import JobConfig
 
+    return "\n".join(
+        _section(f"## {name}", _model(field.annotation), field.is_required())
+        for name, field in JobConfig.model_fields.items()
+    )
+
+
+def server() -> str:
+    """The same of a server file. What a job file has, too, is described there."""
+    from raydecode.config import ServeConfig
+    from raydecode.config.fields import Section
+
     out = []
-    for name, field in JobConfig.model_fields.items():
+    for name, field in ServeConfig.model_fields.items():
         model = _model(field.annotation)
-        needed = " Required." if field.is_required() else ""
-        out.append(f"## {name}\n\n{_one_line(model.__doc__)}{needed}\n")
-        out.append("| key | value | default | meaning |\n|---|---|---|---|")
-        schema = model.model_json_schema()
-        for key, part in schema["properties"].items():
-            default = "required" if key in schema.get("required", ()) else f"`{_text(_default(model, key))}`"
-            meaning = _one_line(part.get("description"))
-            out.append(f"| `{key}` | {_type(part)} | {default} | {meaning} |")
-        out.append("")
+        out.append(_section(f"### {name}", model, field.is_required()))
+        for key, inner in model.model_fields.items():
+            own = _model(inner.annotation)
+            if isinstance(own, type) and issubclass(own, Section) and own.__module__ == ServeConfig.__module__:
+                out.append(_section(f"### {name}: {key}", own, inner.is_required()))
     return "\n".join(out)
+
+
+def _section(title: str, model: Any, required: bool) -> str:
+    """A section of a file as a table of its keys."""
+    needed = " Required." if required else ""
+    out = [f"{title}\n\n{_one_line(model.__doc__)}{needed}\n"]
+    out.append("| key | value | default | meaning |\n|---|---|---|---|")
+    schema = model.model_json_schema()
+    for key, part in schema["properties"].items():
+        default = "required" if key in schema.get("required", ()) else f"`{_text(_default(model, key))}`"
+        out.append(f"| `{key}` | {_type(part)} | {default} | {_meaning(model, key, part)} |")
+    return "\n".join([*out, ""])
+
+
+def _meaning(model: Any, key: str, part: dict[str, Any]) -> str:
+    """The text under the field; of a section in a section, what the section says of itself."""
+    inner = _model(model.model_fields[key].annotation)
+    return _one_line(part.get("description") or (inner.__doc__ if hasattr(inner, "model_fields") else None))
 
 
 def columns() -> str:
@@ -86,8 +111,8 @@ def _ours(methods: list[Any]) -> list[Any]:
     return [one for one in methods if one.origin.startswith("raydecode.")]
 
 
-PARTS = {"methods": methods_table, "sections": sections, "columns": columns, "pairs": pairs}
-FILES = ("README.md", "docs/configuration.md", "docs/pairs.md")
+PARTS = {"methods": methods_table, "sections": sections, "server": server, "columns": columns, "pairs": pairs}
+FILES = ("README.md", "docs/configuration.md", "docs/pairs.md", "docs/serving.md")
 
 
 def filled(text: str) -> str:
@@ -127,6 +152,8 @@ def _default(model: Any, key: str) -> Any:
 def _type(part: dict[str, Any]) -> str:
     if "enum" in part:
         return ", ".join(f"`{one}`" for one in part["enum"])
+    if "$ref" in part:
+        return "mapping"
     if part.get("title") == "name or card":
         return "name or card"
     if "anyOf" in part:
@@ -153,7 +180,7 @@ def _type(part: dict[str, Any]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "null"
-    if value == {}:
+    if value == {} or hasattr(value, "model_fields"):
         return "{}"
     if hasattr(value, "to_json"):
         return str(value.name)

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from raydecode.complaints import complaint
-from raydecode.errors import Refused, RowError, UserError
+from raydecode.errors import RaydecodeError, Refused, RowError, UserError
 from raydecode.events import Fault
 from serve_app.gateway import Overloaded, Unavailable
 
@@ -65,18 +65,17 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-OURS = {"model", "template", "engine"}
-"""Stages of a fault that the request did not cause."""
+def of_fault(fault: Fault | None, prompt: str = "prompt") -> ApiError:
+    """A row that ended in an error. Its stage says whose fault it is.
 
-
-def of_fault(fault: Fault | None) -> ApiError:
-    """A row that ended in an error. Its stage says whose fault it is."""
+    prompt: the field of the body that held the prompt
+    """
     if fault is None:
         return ApiError(503, "the request was cancelled by the server", type=SERVER, code="cancelled")
     said = f"{fault.stage}: {fault.message}"
     match fault.stage, fault.kind:
         case "admission", "ContextOverflow":
-            return ApiError(400, fault.message, param="messages", code="context_length_exceeded")
+            return ApiError(400, fault.message, param=prompt, code="context_length_exceeded")
         case "engine", "Deadline":
             return ApiError(504, said, type=TIMEOUT, code="deadline")
         case "request", "Refused":
@@ -84,10 +83,10 @@ def of_fault(fault: Fault | None) -> ApiError:
             return ApiError(400, fault.message, param=field.group() if field else None, code=UNSUPPORTED)
         case "sampler", "BadToken":
             return ApiError(400, said, param="logit_bias", code="invalid_token")
-        case ("admission" | "request" | "prompt" | "decoding" | "template"), _:
+        case "request", "BadLimit" | "BadOption" | "BadResume":
             return ApiError(400, said, code=_snake(fault.kind))
-        case "sampler" | "monitor" | "interventions", kind if kind not in ("BadLogits",):
-            return ApiError(400, said, param="decoding", code=_snake(kind))
+        case ("admission" | "request" | "prompt"), _:
+            return ApiError(400, said, param=prompt, code=_snake(fault.kind))
     return ApiError(500, said, type=SERVER, code=_snake(fault.kind))
 
 
@@ -109,11 +108,15 @@ def of_exception(error: BaseException, body: type[BaseModel] | None = None) -> A
         case UserError() if error.field == "model":
             return ApiError(404, _said(error), param="model", code="model_not_found")
         case UserError():
-            return ApiError(400, _said(error), param=error.field, code=UNSUPPORTED if _later(error) else None)
+            return ApiError(
+                400, _said(error), param=error.field, code=UNSUPPORTED if isinstance(error, Refused) else None
+            )
         case RowError():
             return of_fault(Fault(error.stage, error.kind, error.message))
         case RequestValidationError():
             return of_findings(error.errors(), body)
+        case RaydecodeError():  # an engine that ended while it had the request
+            return ApiError(503, "the engine that had the request has ended", type=SERVER, code="unavailable")
         case TimeoutError():
             return ApiError(504, "the request took longer than it may", type=TIMEOUT, code="timeout")
         case HTTPException():
@@ -174,10 +177,6 @@ def _inside(body: type[BaseModel] | None, loc: Sequence[int | str]) -> type[Base
 
 def _types(annotation: Any) -> list[Any]:
     return [annotation, *(deep for one in get_args(annotation) for deep in _types(one))]
-
-
-def _later(error: UserError) -> bool:
-    return isinstance(error, Refused)
 
 
 def _said(error: UserError) -> str:

@@ -48,7 +48,7 @@ async def prompted(
 
 def _replay(request: Request, ids: Sequence[int], top: int) -> Request:
     spec = DecodingSpec(max_tokens=len(ids) - 1, logprobs=top, ignore_eos=True)
-    return Request(f"{request.id}.prompt", "", Ids((ids[0],)), spec, resume=tuple(ids[1:]))
+    return Request(f"{request.id}.prompt", "", Ids((ids[0],)), spec, resume=(tuple(ids[1:]),))
 
 
 def _scored(ids: Sequence[int], logprobs: Sequence[tuple[float, tuple[tuple[int, float], ...]]], table: Sequence[bytes]) -> tuple[Scored, ...]:

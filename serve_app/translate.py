@@ -31,11 +31,13 @@ class Call:
     n:        texts per prompt that come back; `requests[0].decoding.n` are made (best_of)
     top:      alternatives per token to show; None: no log-probabilities
     score:    the prompts' log-probabilities are wanted, too (echo)
+    field:    of the body, that holds the prompt
     """
 
     model: str
     requests: tuple[Request, ...]
     n: int
+    field: str
     top: int | None = None
     stream: bool = False
     usage: bool = False
@@ -63,7 +65,7 @@ def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int) -> Call:
     spec, overflow = _spec(body, model, {"max_tokens": most, "logprobs": top, **_choices(body)}, seed)
     turns = tuple(_turn(one.role, one.content, one.name) for one in body.messages)
     return Call(
-        body.model, _requests(body, id, [Messages(turns)], spec, overflow), spec.n, top=_shown(top, body),
+        body.model, _requests(body, id, [Messages(turns)], spec, overflow), spec.n, "messages", top=_shown(top, body),
         stream=bool(body.stream), usage=_usage(body), trace=_trace(body), metadata=body.metadata,
     )  # fmt: skip
 
@@ -85,7 +87,7 @@ def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: in
             spec = dataclasses.replace(spec, n=best_of, logprobs=spec.logprobs or 0)
     prompts = [Text(one) if isinstance(one, str) else Ids(one) for one in body.prompt]
     return Call(
-        body.model, _requests(body, id, prompts, spec, overflow), n, top=_shown(body.logprobs, body),
+        body.model, _requests(body, id, prompts, spec, overflow), n, "prompt", top=_shown(body.logprobs, body),
         stream=bool(body.stream), usage=_usage(body), trace=_trace(body), echo=bool(body.echo),
         score=bool(body.echo) and body.logprobs is not None, write=write, metadata=body.metadata,
     )  # fmt: skip
@@ -105,7 +107,7 @@ def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int)
     turns = [] if body.instructions is None else [_turn("system", body.instructions)]
     turns += [_turn(one.role, one.content) for one in body.input]
     return Call(
-        body.model, _requests(body, id, [Messages(tuple(turns))], spec, overflow), 1, top=_shown(top, body),
+        body.model, _requests(body, id, [Messages(tuple(turns))], spec, overflow), 1, "input", top=_shown(top, body),
         stream=bool(body.stream), trace=_trace(body), metadata=body.metadata,
     )  # fmt: skip
 

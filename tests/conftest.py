@@ -22,6 +22,8 @@ QUIET_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_worker_niceness": "0",  # at 15 they starve beside a second process of tests
 }
 for name, value in QUIET_RAY.items():
@@ -33,7 +35,14 @@ TOGETHER = {
     "storm": ["tests/pipelines/test_kill_storm.py"],
     "models": ["tests/engine/torch/"],
     "vllm": ["tests/engine/vllm/"],
-    "ray": ["tests/pipelines/test_blocks.py", "tests/pipelines/test_generate.py", "tests/pipelines/test_overflow.py"],
+    "ray": [
+        "tests/pipelines/test_blocks.py",
+        "tests/pipelines/test_generate.py",
+        "tests/pipelines/test_overflow.py",
+        "tests/serve_app/test_remote.py",
+        "tests/serve_app/test_app.py",
+        "tests/serve_app/test_chaos.py",
+    ],
 }
 """Tests that stay in one process. Any other file is one by itself."""
 
@@ -95,3 +104,18 @@ def ray_session() -> Iterator[None]:
     start_local(ray, num_cpus=4, object_store_memory=200 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def serve_session(ray_session: None) -> Iterator[int]:
+    """Ray Serve on that Ray, once for the whole run; the port of its proxy."""
+    import socket
+
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from raydecode.cli.terminal import out, print_json
-
-OURS = ("our processor", "our proposer")
+from raydecode.engine.catalogue import OURS
 
 
 def command(
@@ -30,38 +29,9 @@ def command(
 
 def listed(room: str | None = None) -> list[dict[str, Any]]:
     """Every method of a room, or of all rooms, as JSON-able rows."""
-    from raydecode import registry
+    from raydecode.engine.catalogue import catalogue
 
-    found = [one for name in ([room] if room else registry.ROOMS) for one in registry.methods(name).values()]
-    return [
-        {
-            "room": method.room,
-            "name": method.name,
-            "summary": method.summary,
-            "paper": method.paper,
-            "exact": method.effects.exact,
-            "pure": method.effects.pure,
-            "engines": list(method.engines),
-            "vllm": _inside(method),
-            "loads": method.loads,
-            "among": _among(method),
-            "origin": method.origin,
-            "options": method.schema(),
-        }
-        for method in found
-    ]
-
-
-def _among(method: Any) -> list[str] | None:
-    """Whom a drafter that chooses may choose unless its options name some, on any engine; None for other methods."""
-    from raydecode import registry
-    from raydecode.engine.cards import candidates
-    from raydecode.request import Card
-
-    card = Card(method.name)
-    if method.room != "drafters" or not registry.chooses(card):
-        return None
-    return sorted({one.name for engine in method.engines for one in candidates(engine, card)})
+    return catalogue(room)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -92,13 +62,6 @@ def engines(row: dict[str, Any]) -> str:
     """`torch, toy, vllm*`: who hosts it; the star stands for our classes inside vLLM."""
     star = "*" if row["vllm"] in OURS else ""
     return ", ".join(name + star if name == "vllm" else name for name in row["engines"])
-
-
-def _inside(method: Any) -> str | None:
-    """Who runs it inside vLLM, if anybody."""
-    if "vllm" not in method.engines:
-        return None
-    return "its own" if method.vllm else OURS[method.room == "drafters"]
 
 
 def _paper(paper: str) -> str:

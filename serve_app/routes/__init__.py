@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from serve_app.routes import chat, completions, health, methods, models
+from serve_app.routes import chat, completions, embeddings, health, methods, models, responses
 from serve_app.service import Service
 
 
 def routers(service: Service) -> list[APIRouter]:
     """All routers of the app. A new group of addresses adds its module here."""
-    return [module.routes(service) for module in (models, completions, chat, methods, health)]
+    return [module.routes(service) for module in (models, completions, chat, responses, embeddings, methods, health)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from raydecode.engine.cards import catalogue
+from raydecode.engine.catalogue import catalogue
 from serve_app.service import Service
 
 

@@ -35,10 +35,13 @@ def test_generated_parts_are_current():
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_yaml_is_a_job_or_sections_of_one(block):
-    from raydecode.config import parse_job
+def test_yaml_is_a_job_or_a_server_or_sections_of_a_job(block):
+    from raydecode.config import parse_job, parse_serve
 
     data = yaml.safe_load(block["body"])
+    if {"models", "applications"} & set(data):
+        parse_serve(block["body"])
+        return
     parse_job(block["body"] if "model" in data else yaml.safe_dump(yaml.safe_load(BASE) | data))
 
 
