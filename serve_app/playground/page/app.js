@@ -98,16 +98,16 @@ function Prompt({page, state}) {
     <div class="row">
       <label class="title" for="prompt">Prompt</label>
       <${Choice} label="Kind of prompt" name="mode" options=${["chat", "plain"]} value=${settings.mode} onChange=${(mode) => page.change({mode})} />
-    </div>
     ${settings.mode === "chat" &&
     html`<details class="system" ref=${(box) => box && settings.system && (box.open = true)}>
       <summary>System message${settings.system ? "" : ": none"}</summary>
       <textarea rows="2" aria-label="System message" value=${settings.system} onInput=${(e) => page.change({system: e.target.value})}></textarea>
     </details>`}
+    </div>
     <textarea
       id="prompt"
       data-path=":prompt"
-      rows="3"
+      rows="2"
       placeholder=${settings.mode === "chat" ? "One message to the model" : "Text that the model continues"}
       aria-invalid=${onPrompt ? "true" : undefined}
       aria-describedby=${onPrompt ? "prompt-wrong" : undefined}
@@ -121,7 +121,7 @@ function Prompt({page, state}) {
     </div>`}
     <div class="limits">
       ${LIMITS.slice(0, 2).map(limit)}
-      <${Field} field=${field({name: "noise_id", label: "Noise name", description: "with the seed it names the randomness; of a batch's row: its id"})} path="noise_id" problem=${wrong} value=${settings.noise_id || undefined} onChange=${(value) => page.change({noise_id: value ?? ""})} />
+      <${Field} field=${field({name: "noise_id", label: "Noise name", description: "of a batch's row: its id"})} path="noise_id" problem=${wrong} value=${settings.noise_id || undefined} onChange=${(value) => page.change({noise_id: value ?? ""})} />
       ${limit(LIMITS[2])}
     </div>
     <details class="more"><summary>More limits</summary><div class="limits">${LIMITS.slice(3).map(limit)}</div></details>

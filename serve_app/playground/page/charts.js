@@ -6,7 +6,8 @@ import {surprise} from "./run.js";
 
 const WINDOW = 8;
 
-export function Charts({run, name, token, step, onToken, onStep}) {
+/** most: {accepted, surprise}, the same for both sides, so that the charts can be compared */
+export function Charts({run, name, most, token, step, onToken, onStep}) {
   const accepted = run.steps.map((one) => one.path.length - 1);
   const nats = run.tokens.map(surprise);
   const known = nats.filter((one) => one !== null);
@@ -18,7 +19,8 @@ export function Charts({run, name, token, step, onToken, onStep}) {
       unit="drafted tokens, by step"
       said=${`${name}: mean accepted length ${mean(accepted).toFixed(2)} over ${accepted.length} steps, most ${Math.max(...accepted)}`}
       values=${accepted}
-      most=${Math.max(...accepted, 1)}
+      most=${most.accepted}
+      whole=${true}
       draw=${(scale) => html`<path class="bars" d=${bars(accepted, scale)} />`}
       marked=${step}
       onPick=${onStep}
@@ -29,7 +31,7 @@ export function Charts({run, name, token, step, onToken, onStep}) {
       unit="nats, by token; thick: mean of ${WINDOW}"
       said=${`${name}: mean surprise ${mean(known).toFixed(2)} nats over ${known.length} tokens, most ${Math.max(...known).toFixed(1)}`}
       values=${nats}
-      most=${Math.max(...known, 1)}
+      most=${most.surprise}
       draw=${(scale) => html`<path class="fine" d=${line(nats, scale)} /><path class="thick" d=${line(smoothed(nats, WINDOW), scale)} />`}
       marked=${token}
       onPick=${onToken}
@@ -37,9 +39,16 @@ export function Charts({run, name, token, step, onToken, onStep}) {
   </div>`;
 }
 
+/** The largest values of several runs. */
+export function mostOf(runs) {
+  const accepted = runs.flatMap((run) => run.steps.map((one) => one.path.length - 1));
+  const known = runs.flatMap((run) => run.tokens.map(surprise).filter((one) => one !== null));
+  return {accepted: Math.max(1, ...accepted), surprise: Math.max(1, ...known)};
+}
+
 /** marked: index of the place in hand; onPick: a place was pointed at */
-function Chart({title, unit, said, values, most, draw, marked, onPick}) {
-  const scale = axes(values.length, most);
+function Chart({title, unit, said, values, most, whole, draw, marked, onPick}) {
+  const scale = axes(values.length, most, whole);
   const pick = (e) => {
     const box = e.currentTarget.getBoundingClientRect();
     const at = indexAt(((e.clientX - box.left) / box.width) * WIDTH, values.length);

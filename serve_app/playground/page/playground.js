@@ -43,6 +43,7 @@ export class Playground {
       try {
         const answer = await getJson(this.base + path, key);
         this.store.set({[name]: {status: "ready", list: Array.isArray(answer) ? answer : (answer.data ?? []), error: null}});
+        this.store.set({settings: this.fitting(this.settings)});
         return null;
       } catch (error) {
         this.store.set({[name]: {status: "failed", list: [], error: error.message}});
@@ -50,7 +51,7 @@ export class Playground {
       }
     };
     const errors = await Promise.all([get("models", "v1/models"), get("methods", "v1/methods")]);
-    this.store.set({locked: errors.some((error) => error?.status === 401), settings: this.fitting(this.settings)});
+    this.store.set({locked: errors.some((error) => error?.status === 401)});
   }
 
   /** Settings with a model that is served, where none is named. */

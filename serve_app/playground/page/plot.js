@@ -3,7 +3,7 @@
 export const WIDTH = 560;
 export const HEIGHT = 96;
 const LEFT = 30;
-const RIGHT = 4;
+const RIGHT = 12;
 const TOP = 6;
 const BOTTOM = 16;
 
@@ -17,8 +17,8 @@ export function ticks(low, high, count) {
   return out;
 }
 
-/** Axes for `count` places from 0 and values up to `most`. */
-export function axes(count, most) {
+/** Axes for `count` places from 0 and values up to `most`; whole: values are counts. */
+export function axes(count, most, whole = false) {
   const width = WIDTH - LEFT - RIGHT;
   const high = most > 0 ? most : 1;
   return {
@@ -27,7 +27,7 @@ export function axes(count, most) {
     step: width / Math.max(count, 1),
     high,
     xTicks: ticks(0, Math.max(count, 1), 6).filter((one) => Number.isInteger(one)),
-    yTicks: ticks(0, high, 2),
+    yTicks: ticks(0, high, 2).filter((one) => !whole || Number.isInteger(one)),
   };
 }
 

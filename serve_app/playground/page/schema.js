@@ -56,15 +56,15 @@ function rangeOf(part) {
   return Object.fromEntries(names.filter((name) => name in part).map((name) => [name, part[name]]));
 }
 
-/** "0 < x <= 1", "at least 1", or "" */
+/** "0 < x ≤ 1", "≥ 1", or "" */
 export function rangeText(range = {}) {
   const low = range.exclusiveMinimum ?? range.minimum;
   const high = range.exclusiveMaximum ?? range.maximum;
   const below = range.exclusiveMinimum === undefined ? "≤" : "<";
   const above = range.exclusiveMaximum === undefined ? "≤" : "<";
   if (low !== undefined && high !== undefined) return `${short(low)} ${below} x ${above} ${short(high)}`;
-  if (low !== undefined) return `x ${below === "≤" ? "≥" : ">"} ${short(low)}`;
-  return high === undefined ? "" : `x ${above} ${short(high)}`;
+  if (low !== undefined) return `${below === "≤" ? "≥" : ">"} ${short(low)}`;
+  return high === undefined ? "" : `${above} ${short(high)}`;
 }
 
 function short(number) {

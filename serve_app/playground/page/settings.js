@@ -21,9 +21,9 @@ export const ALTERNATIVES = 5;
 
 /** Fields of `decoding` that no method owns, as schema.js describes fields. */
 export const LIMITS = [
-  {name: "max_tokens", label: "Most tokens", kind: "integer", fallback: 256, range: {minimum: 1}, description: "most output tokens"},
-  {name: "seed", label: "Seed", kind: "integer", fallback: 0, range: {minimum: 0}, description: "with the noise name the only source of randomness"},
-  {name: "stop", label: "Stop strings", kind: "list", item: {kind: "string"}, fallback: [], description: "the text ends before the first of these; \\n is a line end"},
+  {name: "max_tokens", label: "Most tokens", kind: "integer", fallback: 256, range: {minimum: 1}, description: ""},
+  {name: "seed", label: "Seed", kind: "integer", fallback: 0, range: {minimum: 0}, description: "one seed, one text"},
+  {name: "stop", label: "Stop strings", kind: "list", item: {kind: "string"}, fallback: [], description: "the text ends before; \\n is a line end"},
   {name: "stop_tokens", label: "Stop tokens", kind: "list", item: {kind: "integer", range: {minimum: 0}}, fallback: [], description: "token ids that end the text, besides the model's own"},
   {name: "deadline_s", label: "Deadline", kind: "number", range: {exclusiveMinimum: 0}, description: "seconds; depends on the clock, so not part of the promise"},
   {name: "ignore_eos", label: "Ignore the end token", kind: "boolean", fallback: false, description: "the model's end of text is an ordinary token"},

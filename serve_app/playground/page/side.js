@@ -1,7 +1,7 @@
 // One of the two sides: its model and methods, what it said, how fast, and how.
 
 import {html, useEffect, useRef, useState} from "./html.js";
-import {Charts} from "./charts.js";
+import {Charts, mostOf} from "./charts.js";
 import {Rooms} from "./methods.js";
 import {NAMES} from "./playground.js";
 import {figures} from "./run.js";
@@ -59,7 +59,7 @@ export function Side({page, state, side, at}) {
       : html`<div class="textbox"><p class="plain">${run.text || html`<span class="soft">${EMPTY[run.status] ?? ""}</span>`}</p></div>`}
     ${run.text && !run.tokens.length && html`<p class="soft">No token was described here, so there is nothing to colour.</p>`}
     <${Figures} run=${run} />
-    <${Charts} run=${run} name=${name} token=${active} step=${picked} onToken=${setActive} onStep=${(step) => page.pickStep(side, step)} />
+    <${Charts} run=${run} name=${name} most=${mostOf(settings.compare ? state.runs : [run])} token=${active} step=${picked} onToken=${setActive} onStep=${(step) => page.pickStep(side, step)} />
     <${Steps} run=${run} name=${name} picked=${picked} onPick=${(step) => page.pickStep(side, step)} />
     <${Facts} run=${run} />
     <${Log} run=${run} name=${name} />

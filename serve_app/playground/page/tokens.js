@@ -96,7 +96,7 @@ class Token extends Component {
       aria-label=${spoken(token, active)}
       class=${marks.filter(Boolean).join(" ")}
       style=${{"--heat": `${Math.round(heat(nats) * 100)}%`}}
-      >${token.special ? "⏹" : token.piece === "" ? "·" : token.piece}</span
+      >${token.special ? "■" : token.piece === "" ? "·" : token.piece}</span
     >`;
   }
 }

@@ -41,7 +41,9 @@ class Chromium:
         command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self._socket = connect(self._address(profile / "DevToolsActivePort"), max_size=None, open_timeout=REPLY_S)
+            address = self._address(profile / "DevToolsActivePort")
+            self._held = contextlib.ExitStack()
+            self._socket = self._held.enter_context(connect(address, max_size=None, open_timeout=REPLY_S))
         except BaseException:
             self.process.kill()
             raise
@@ -91,7 +93,7 @@ class Chromium:
         with contextlib.suppress(Exception):
             self.call("Browser.close")
         with contextlib.suppress(Exception):
-            self._socket.close()
+            self._held.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -139,7 +141,7 @@ class Page:
         """Until the expression is true; its value."""
         until = time.monotonic() + timeout_s
         while True:
-            value = self.evaluate(f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()")
+            value = self.evaluate(f"(() => {{ try {{ const v = {expression}; return v instanceof Node ? true : v }} catch {{ return null }} }})()")
             if value:
                 return value
             if time.monotonic() > until:
