@@ -6,14 +6,14 @@ import {surprise} from "./run.js";
 
 const WINDOW = 8;
 
-/** most: {accepted, surprise}, the same for both sides, so that the charts can be compared */
+/** most: {drafted, accepted, surprise}, the same for both sides, so that the charts can be compared */
 export function Charts({run, name, most, token, step, onToken, onStep}) {
   const accepted = run.steps.map((one) => one.path.length - 1);
   const nats = run.tokens.map(surprise);
   const known = nats.filter((one) => one !== null);
   const mean = (some) => some.reduce((a, b) => a + b, 0) / some.length;
   return html`<div class="charts">
-    ${accepted.length > 0 &&
+    ${most.drafted > 0 && accepted.length > 0 &&
     html`<${Chart}
       title="Accepted length"
       unit="drafted tokens, by step"
@@ -43,7 +43,8 @@ export function Charts({run, name, most, token, step, onToken, onStep}) {
 export function mostOf(runs) {
   const accepted = runs.flatMap((run) => run.steps.map((one) => one.path.length - 1));
   const known = runs.flatMap((run) => run.tokens.map(surprise).filter((one) => one !== null));
-  return {accepted: Math.max(1, ...accepted), surprise: Math.max(1, ...known)};
+  const drafted = runs.flatMap((run) => run.steps.map((one) => one.tokens.length - 1));
+  return {drafted: Math.max(0, ...drafted), accepted: Math.max(1, ...accepted), surprise: Math.max(1, ...known)};
 }
 
 /** marked: index of the place in hand; onPick: a place was pointed at */

@@ -56,15 +56,17 @@ function rangeOf(part) {
   return Object.fromEntries(names.filter((name) => name in part).map((name) => [name, part[name]]));
 }
 
+const NARROW = "\u00a0"; // a range stays on one line
+
 /** "0 < x ≤ 1", "≥ 1", or "" */
 export function rangeText(range = {}) {
   const low = range.exclusiveMinimum ?? range.minimum;
   const high = range.exclusiveMaximum ?? range.maximum;
   const below = range.exclusiveMinimum === undefined ? "≤" : "<";
   const above = range.exclusiveMaximum === undefined ? "≤" : "<";
-  if (low !== undefined && high !== undefined) return `${short(low)} ${below} x ${above} ${short(high)}`;
-  if (low !== undefined) return `${below === "≤" ? "≥" : ">"} ${short(low)}`;
-  return high === undefined ? "" : `${above} ${short(high)}`;
+  if (low !== undefined && high !== undefined) return [short(low), below, "x", above, short(high)].join(NARROW);
+  if (low !== undefined) return (below === "≤" ? "≥" : ">") + NARROW + short(low);
+  return high === undefined ? "" : above + NARROW + short(high);
 }
 
 function short(number) {

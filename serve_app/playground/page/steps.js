@@ -3,14 +3,19 @@
 import {html} from "./html.js";
 import {describe, layout, LINE} from "./tree.js";
 
-/** picked: index of a step, or null for the newest. */
+/** The step to show where none is picked: the newest while it runs, then the one that accepted most. */
+function byItself(run) {
+  if (run.status === "streaming") return run.steps.length - 1;
+  return run.steps.reduce((best, step, i) => (step.path.length > run.steps[best].path.length ? i : best), 0);
+}
+
+/** picked: index of a step, or null. */
 export function Steps({run, name, picked, onPick}) {
   const {steps, tokens} = run;
   if (!steps.length) return null;
-  const at = Math.min(picked ?? steps.length - 1, steps.length - 1);
+  const at = Math.min(picked ?? byItself(run), steps.length - 1);
   const step = steps[at];
   const own = tokens[step.t0 + step.emitted.length - 1];
-  const grown = own && step.emitted.length > step.path.length - 1 ? own : null;
   const id = `${name}-step`;
   return html`<section class="steps" aria-label="Draft tree of ${name}">
     <div class="stepbar">
@@ -25,10 +30,10 @@ export function Steps({run, name, picked, onPick}) {
       />
       <button type="button" class="small" disabled=${at === 0} aria-label="previous step of ${name}" onClick=${() => onPick(at - 1)}>◀</button>
       <button type="button" class="small" disabled=${at === steps.length - 1} aria-label="next step of ${name}" onClick=${() => onPick(at + 1)}>▶</button>
-      <button type="button" class="small" aria-pressed=${picked === null ? "true" : "false"} onClick=${() => onPick(picked === null ? at : null)}>newest</button>
+      <button type="button" class="small" aria-pressed=${picked === null ? "true" : "false"} onClick=${() => onPick(picked === null ? at : null)}>${run.status === "streaming" ? "newest" : "longest"}</button>
     </div>
-    <${Picture} step=${step} own=${grown} name=${name} />
-    <p class="soft">${describe(step, grown)}</p>
+    <${Picture} step=${step} own=${own} name=${name} />
+    <p class="soft">${describe(step, own)}</p>
   </section>`;
 }
 

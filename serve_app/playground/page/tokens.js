@@ -110,6 +110,11 @@ function spoken(token, active) {
   return parts.join(", ");
 }
 
+function named({text, id}) {
+  const seen = text === null || text === undefined ? `#${id}` : shown(text, id);
+  return seen.startsWith("‹") ? `end ${seen}` : seen;
+}
+
 export function percent(share) {
   const value = share * 100;
   if (value >= 99.95) return "100 %";
@@ -142,7 +147,7 @@ function Alternatives({token, anchor, onEnter, onLeave}) {
   if (chosen < 0 && nats !== null) rows.push({id: token.id, text: token.text, logp: token.logp, outside: true});
   return html`<div class="alternatives" ref=${box} onPointerEnter=${onEnter} onPointerLeave=${onLeave}>
     <p>
-      <code>${shown(token.text ?? "", token.id)}</code>
+      <code>${named(token)}</code>
       <span class="soft">${token.id !== null && token.id !== undefined ? `id ${token.id}` : ""}</span>
     </p>
     ${rows.length > 0 &&
@@ -151,7 +156,7 @@ function Alternatives({token, anchor, onEnter, onLeave}) {
       <tbody>
         ${rows.map(
           (one, i) => html`<tr class=${i === chosen || one.outside ? "chosen" : ""}>
-            <th scope="row"><code>${one.text === null || one.text === undefined ? `#${one.id}` : shown(one.text, one.id)}</code></th>
+            <th scope="row"><code>${named(one)}</code></th>
             <td class="bar"><i style=${{width: `${Math.max(Math.exp(one.logp) * 100, 0.5)}%`}}></i></td>
             <td>${percent(Math.exp(one.logp))}</td>
           </tr>`,

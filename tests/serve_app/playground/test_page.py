@@ -120,6 +120,7 @@ def test_pointing_shows_alternatives_and_trees(opened: Callable[..., Page]) -> N
     drafted = page.evaluate("document.querySelector('.side:nth-child(2) .token.draft').id")
     page.click(f"#{drafted}")
     picture = ".side:nth-child(2) .tree svg"
+    page.wait(f"document.querySelector('{picture} .node.accepted')")
     kinds = page.evaluate(f"Object.fromEntries(['root', 'accepted', 'rejected', 'own'].map((k) => [k, document.querySelectorAll('{picture} .node.' + k).length]))")
     assert kinds["root"] == 1
     assert kinds["accepted"] >= 1

@@ -25,11 +25,12 @@ test("an option that chooses among methods is cards", () => {
 });
 
 test("ranges in words", () => {
-  equal(rangeText({exclusiveMinimum: 0, maximum: 1}), "0 < x ≤ 1");
-  equal(rangeText({minimum: 1}), "≥ 1");
-  equal(rangeText({exclusiveMaximum: 5}), "< 5");
-  equal(rangeText({minimum: 1, maximum: 2 ** 26}), "1 ≤ x ≤ 2^26");
-  equal(rangeText(), "");
+  const seen = (range) => rangeText(range).replaceAll("\u00a0", " ");
+  equal(seen({exclusiveMinimum: 0, maximum: 1}), "0 < x ≤ 1");
+  equal(seen({minimum: 1}), "≥ 1");
+  equal(seen({exclusiveMaximum: 5}), "< 5");
+  equal(seen({minimum: 1, maximum: 2 ** 26}), "1 ≤ x ≤ 2^26");
+  equal(seen(), "");
 });
 
 test("what is typed becomes a value, and what cannot goes as it is", () => {
