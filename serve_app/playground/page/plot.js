@@ -27,7 +27,7 @@ export function axes(count, most, whole = false) {
     step: width / Math.max(count, 1),
     high,
     xTicks: ticks(0, Math.max(count, 1), 6).filter((one) => Number.isInteger(one)),
-    yTicks: ticks(0, high, 2).filter((one) => !whole || Number.isInteger(one)),
+    yTicks: ticks(0, high, 3).filter((one) => !whole || Number.isInteger(one)),
   };
 }
 

@@ -42,7 +42,7 @@ export function initial() {
     colour: "surprise",
     sides: [
       {model: "", methods: {samplers: chain()}},
-      {model: "", methods: {samplers: chain()}},
+      {model: "", methods: {samplers: chain(), drafters: [{name: "ngram"}]}},
     ],
   };
 }

@@ -40,7 +40,7 @@ export function Side({page, state, side, at}) {
       <${Model} ...${{page, side, models, own, name}} problem=${problem} />
     </header>
     <details class="methods" ref=${chosen}>
-      <summary><span class="unseen">Methods of ${name}: </span>${summary(own.methods)}</summary>
+      <summary><span class="soft">Methods<span class="unseen"> of ${name}</span>: </span>${summary(own.methods)}</summary>
       ${methods.status === "ready"
         ? html`<${Rooms} methods=${methods.list} chosen=${own.methods} scope=${name} problem=${problem} engine=${engine} onChange=${(some) => page.changeSide(side, {methods: some})} />`
         : html`<p class="soft">${methods.status === "loading" ? "Loading the methods …" : "The methods could not be loaded."}</p>`}
