@@ -39,7 +39,7 @@ def refused(body: bytes | dict[str, Any]) -> ApiError:
         ({"response_format": {"type": "regex", "regex": "a" * (1 << 20)}}, "response_format"),
         ({"decoding": {"monitors": [{"name": "regex", "pattern": "(a|b)*" * 1000}]}}, "decoding"),
         ({"tools": [{"a": "b" * 4000}] * 20}, "tools"),
-        ({"messages": [{"content": [[[[[[[[1]]]]]]]]}]}, "messages"),
+        ({"messages": [{"content": [[[[[[[[[[[[1]]]]]]]]]]]]}]}, "messages"),
         ({"response_format": {f"k{i}": {} for i in range(30000)}}, "response_format"),
     ],
     ids=lambda value: str(value)[:30],

@@ -25,9 +25,9 @@ WAYS = {
 }  # fmt: skip
 
 
-def call(way: str, model: ServedModelConfig = PLAIN, seed: int = 77, **fields: Any) -> translate.Call:
+def call(way: str, served: ServedModelConfig = PLAIN, /, **fields: Any) -> translate.Call:
     body, make, base = WAYS[way]
-    return make(body.model_validate({**base, **fields}), model, "id", seed)  # type: ignore[operator]
+    return make(body.model_validate({**base, **fields}), served, "id", 77)  # type: ignore[operator]
 
 
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
