@@ -35,10 +35,10 @@ lint: .installed-dev  ## ruff, mypy, who may import whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-test: lint  ## lint, then all tests but the slow ones, with coverage
+test: lint .browser  ## lint, then all tests but the slow ones, with coverage
 	@$(BIN)/pytest -n $(PROCESSES) -m "not slow and not chaos" --cov --cov-report=term $(ARGS)
 
-test-slow: .installed-dev  ## the tests that take minutes
+test-slow: .installed-dev .browser  ## the tests that take minutes
 	@$(BIN)/pytest -m "slow and not chaos" --timeout=1800 $(ARGS)
 
 chaos: .installed-dev  ## the long kill storm
@@ -66,6 +66,9 @@ clean-venv:  ## remove .venv as well
 .installed-serve:
 	@$(INSTALL) serve $(EXTRA)
 
-.PHONY: .installed-dev
+.PHONY: .installed-dev .browser
 .installed-dev:
 	@$(INSTALL) dev $(ENGINE)
+
+.browser:
+	@$(PYTHON) infra/browser.py

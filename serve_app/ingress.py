@@ -21,6 +21,7 @@ from serve_app.gateway import Gateway
 from serve_app.observe.inquiry import HEADER, Observing
 from serve_app.observe.telling import Telling
 from serve_app.observe.watch import WatchedGateway
+from serve_app.playground import mount_playground
 from serve_app.routes import routers
 from serve_app.service import Service
 
@@ -59,10 +60,6 @@ def create_app(
     if config.http.playground:
         mount_playground(app)
     return app
-
-
-def mount_playground(app: FastAPI) -> None:
-    """The page at `/`."""
 
 
 def lifespan(service: Service, gateway: Gateway, runs: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

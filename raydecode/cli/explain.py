@@ -10,7 +10,7 @@ import typer
 
 from raydecode.cli.terminal import out, print_json
 from raydecode.errors import JobError, UserError, nearest
-from raydecode.events import OutcomeEvent, StepEvent, TokenEvent
+from raydecode.events import Event, OutcomeEvent, StepEvent, TokenEvent
 from raydecode.request import Request
 
 ALTERNATIVES = 5
@@ -33,7 +33,11 @@ def command(
 
 
 def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> dict[str, Any]:
-    """The stored row, the request it was made from, one entry per token, and the verdict."""
+    """The stored row, the request it was made from, one entry per token, and the verdict.
+
+    `trace` is what a stream of the server carries with `trace: true`: the playground draws the row from it.
+    """
+    from raydecode.config import decoding_json
     from raydecode.corpus.history import replay
     from raydecode.corpus.storage import open_storage
 
@@ -45,7 +49,7 @@ def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> di
         raise UserError(f"this row has no text, it failed: {row['error']['message']}", field="--id", value=id)
     request = _request(job, table, {file.format for file in replay(storage).inputs})
     shown = dataclasses.replace(request.decoding, logprobs=max(request.decoding.logprobs or 0, ALTERNATIVES))
-    steps, outcome, why = _run(job, dataclasses.replace(request, decoding=shown), sample)
+    steps, outcome, why, seen = _run(job, dataclasses.replace(request, decoding=shown), sample)
     text = outcome.text.decode("utf-8", "replace")
     return {
         "id": id,
@@ -54,7 +58,9 @@ def trace(output: str, id: str, sample: int = 0, model: str | None = None) -> di
         "seed": request.decoding.seed,
         "engine": job.engine.name,
         "prompt": getattr(request.prompt, "text", None) or list(getattr(request.prompt, "messages", ())),
+        "decoding": decoding_json(request.decoding),
         "steps": steps,
+        "trace": seen,
         "drafting": {name: dataclasses.asdict(one) for name, one in outcome.stats.drafting.items()},
         "drafting_why": why,
         "finish_reason": outcome.reason,
@@ -137,9 +143,12 @@ def _request(job: Any, row: Any, formats: set[str]) -> Any:
     return request
 
 
-def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], OutcomeEvent, str | None]:
-    """The steps, the outcome, and why drafters were chosen in this run."""
+def _run(
+    job: Any, request: Any, sample: int
+) -> tuple[list[dict[str, Any]], OutcomeEvent, str | None, dict[str, Any]]:
+    """The steps, the outcome, why drafters were chosen in this run, and the trace."""
     from raydecode.assemble import build_engine
+    from serve_app.fold import Sample, named
 
     engine = build_engine(job, stream=True)
     refused = engine.refuse(request.decoding)
@@ -148,10 +157,12 @@ def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], Out
     engine.submit(request)
     spell = _spelling(engine)
     steps: list[dict[str, Any]] = []
+    own: list[Event] = []
     forwards = 0
     while engine.busy:
         engine.wait(1.0)
         for event in engine.step():
+            own += [event] if event.row.sample == sample else []
             match event:
                 case TokenEvent() if event.row.sample == sample:
                     steps.append({
@@ -166,13 +177,15 @@ def _run(job: Any, request: Any, sample: int) -> tuple[list[dict[str, Any]], Out
                 case StepEvent() if event.row.sample == sample and event.emitted:
                     forwards += 1
                     for depth, step in enumerate(steps[event.t0 :]):
-                        step |= {"forward": forwards, "drafted_by": event.drafter if depth else None}
+                        accepted = depth < len(event.path) - 1  # the last token of a step is the model's own
+                        step |= {"forward": forwards, "drafted_by": event.drafter if accepted else None}
                 case OutcomeEvent() if event.row.sample == sample:
                     if event.error:
                         raise UserError(
                             f"the row fails now: {event.error.message}", field="--id", value=request.noise_id
                         )
-                    return steps, event, getattr(engine, "drafting", None)
+                    seen = Sample(scored=False, trace=True).take(own).trace or {"tokens": (), "steps": ()}
+                    return steps, event, getattr(engine, "drafting", None), named(seen, engine.token_bytes)
     raise JobError("the engine stopped without an outcome")
 
 

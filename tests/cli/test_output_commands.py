@@ -128,7 +128,11 @@ def test_explain_is_equal(id, sample, out, job, capsys):
     assert found["steps"][0]["logp"] <= 0
     forwards = [step["forward"] for step in found["steps"]]
     assert forwards[0] == 1
-    assert [b - a for a, b in itertools.pairwise(forwards)] == [int(not s["drafted_by"]) for s in found["steps"][1:]]
+    assert [b - a for a, b in itertools.pairwise(forwards)] == [int(not s["drafted_by"]) for s in found["steps"][:-1]]
+    drafted = [token["t"] for token in found["trace"]["tokens"] if token["drafted"]]
+    assert drafted == [step["t"] for step in found["steps"] if step["drafted_by"]]
+    assert [token["id"] for token in found["trace"]["tokens"]] == [step["token"] for step in found["steps"]]
+    assert found["decoding"]["seed"] == found["seed"]
     assert sum(one["tokens"] for one in found["drafting"].values()) == len(found["steps"])
     assert "a call of one row costs" in found["drafting_why"]
 
