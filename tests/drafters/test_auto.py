@@ -93,6 +93,7 @@ def test_accounts_add_up():
         assert stats.drafter == "auto"
         for total in ("forwards", "drafted", "accepted"):
             assert sum(getattr(each, total) for each in stats.drafting.values()) == getattr(stats, total)
+        assert all(each.failures == 0 for each in stats.drafting.values())
         assert sum(each.tokens for each in stats.drafting.values()) == len(one.tokens)
         assert sum(each.verify_s for each in stats.drafting.values()) == pytest.approx(stats.verify_s)
         assert sum(each.draft_s for each in stats.drafting.values()) <= stats.draft_s + 1e-9
@@ -119,7 +120,12 @@ def test_texts_do_not_know_it_with_adversaries_among():
         plain = drive(ToyEngine(slots=32, services=workload.services()), workload.requests())
         auto = registry.get("drafters", "auto").parse(Card("auto", {"among": among}), "drafter")
         mixed = drive(ToyEngine(slots=32, services=workload.services(), curve=CHEAP), workload.requests(auto))
-        assert sum(one.stats.draft_failures for one in mixed.outcomes.values()) > 0
+        stats = [one.stats for one in mixed.outcomes.values()]
+        assert sum(one.draft_failures for one in stats) > 0
+        assert all(sum(each.failures for each in one.drafting.values()) == one.draft_failures for one in stats)
+        failing = {name for one in stats for name, each in one.drafting.items() if each.failures}
+        assert "hostile" in failing
+        assert "ngram" not in failing, "whose failures they are is said"
     assert plain.difference(mixed) is None
 
 
