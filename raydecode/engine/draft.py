@@ -114,17 +114,22 @@ class Drafters:
         base = len(outputs.logits_MV) - sum(len(chunk.tree) for chunk in reading if chunk.tree)
         for chunk in reading:
             if chunk.tree:
-                row = rows[chunk.slot]
-                assert row.spec.drafter is not None
-                cards = self.choice.cards(row.spec.drafter) if row.chosen else (row.spec.drafter,)
-                try:
-                    for card in cards:
-                        if needs_of(self._of(card.name), card, self._sites).prompt:
-                            self._view(row, repr(card), card, eos)  # opens its state
-                    self.observe(row, chunk.tree, (), (), outputs, base)
-                except Exception:
-                    row.draft_failures += 1
+                self._tell(rows[chunk.slot], chunk.tree, outputs, base, eos)
                 base += len(chunk.tree)
+
+    def _tell(self, row: Row, tree: TokenTree, outputs: Outputs, base: int, eos: frozenset[int]) -> None:
+        """One part of a row's prompt to those who want it."""
+        card = row.spec.drafter
+        cards = self.choice.listeners(row, len(tree)) if row.chosen else [card] if card else []
+        if row.chosen:
+            self.choice.heard(row, cards, len(tree))
+        for card in cards:
+            try:
+                if needs_of(self._of(card.name), card, self._sites).prompt:
+                    self._view(row, repr(card), card, eos)  # opens its state
+            except Exception:
+                row.no_draft(card.name)
+        self.observe(row, tree, (), (), outputs, base)
 
     def size(self, row: Row) -> int:
         """Bytes that the row's drafters keep, as they say themselves; 0 for those that do not say."""
