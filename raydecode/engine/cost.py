@@ -14,7 +14,7 @@ again; `stale` asks for a plain call when the level is old. Only ratios of this 
 costs time, never text.
 
 Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per process and kind
-of lane (`once`). What the logits behind a prompt's tokens take (`told`) is measured where a drafter learns from prompts.
+of lane (`once`). What the logits behind a prompt's tokens take is measured where a drafter learns from them (`told`).
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from raydecode.events import Event, Fault, OutcomeEvent, StepEvent, TextEvent
 from raydecode.request import DecodingSpec, Request, RowId
 from raydecode.tree import TokenTree
 
+DRAFTER = "decoding.drafter"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
@@ -90,11 +92,12 @@ class Loop:
             return refused
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
-        for one in (spec, *(DecodingSpec(drafter=arm) for arm in registry.among(spec.drafter))):
+        arms = [(f"{DRAFTER}.among[{i}]", arm) for i, arm in enumerate(registry.among(spec.drafter))]
+        for place, one in ((DRAFTER, spec), *((place, DecodingSpec(drafter=arm)) for place, arm in arms)):
             refused = refuse_lanes(self.name, one, self._rounds.names, sites)
             refused = refused or refuse_sites(self.name, one, sites, readable, differentiable)
             if refused:
-                return refused
+                return refused.moved(DRAFTER, place)
         return None
 
     def submit(self, request: Request) -> None:

@@ -70,7 +70,11 @@ def test_a_drafter_that_breaks_the_law_or_loads_is_not_chosen_unasked():
 def test_what_cannot_be_hosted_is_refused_by_name():
     refused = ToyEngine().refuse(DecodingSpec(drafter=Card("auto", {"among": ["nobody"]})))
     assert refused is not None
-    assert refused.value == "nobody"
+    assert (refused.field, refused.value) == ("decoding.drafter.among[0]", "nobody")
+    not_loaded = Card("auto", {"among": ["ngram", {"name": "draft_model", "model": "elsewhere"}]})
+    refused = ToyEngine().refuse(DecodingSpec(drafter=not_loaded))
+    assert refused is not None
+    assert (refused.field, refused.value) == ("decoding.drafter.among[1]", "elsewhere")
     with pytest.raises(UserError, match="nobody"):
         registry.get("drafters", "auto").parse(Card("auto", {"among": ["nobody"]}), "drafter")
 
