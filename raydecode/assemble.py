@@ -161,8 +161,8 @@ def _drafted(job: JobConfig) -> Refused | None:
     if not named:
         return None
     return Refused(
-        f"nothing measured drafter '{named[0].name}' on vLLM, whose sampled rows draw other noise with drafters than "
-        "without", field=DRAFTER, value=named[0].name, hint="engine.name=vllm takes it",
+        f"nothing measured whether drafter '{named[0].name}' pays on vLLM", field=DRAFTER, value=named[0].name,
+        hint="engine.name=vllm takes it",
     )  # fmt: skip
 
 

@@ -237,7 +237,12 @@ def test_identity_is_what_the_texts_depend_on(tmp_path):
     assert all(parse_job(JOB, [change]).identity() == base for change in same)
     assert all(parse_job(JOB, [change]).identity() != base for change in other)
     on_vllm = parse_job(JOB, ["engine.name=vllm", "decoding.drafter=none"]).identity()
-    assert parse_job(JOB, ["engine.name=vllm", "decoding.drafter=ngram"]).identity() != on_vllm, "other noise is drawn"
+    for change in ("decoding.drafter=ngram", "engine.options.draws=raydecode"):
+        assert parse_job(JOB, ["engine.name=vllm", "decoding.drafter=none", change]).identity() == on_vllm
+    theirs = ["engine.name=vllm", "engine.options.draws=vllm"]
+    assert parse_job(JOB, [*theirs, "decoding.drafter=none"]).identity() != on_vllm, "other noise is drawn"
+    assert parse_job(JOB, [*theirs, "decoding.drafter=ngram"]).identity() == on_vllm, "beside drafts it is ours"
+
 
 
 def test_a_prompt_file_counts_by_content(tmp_path):

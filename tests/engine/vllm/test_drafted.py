@@ -1,6 +1,6 @@
 """Drafts inside the real vLLM, each engine in a process of its own: ours by row, vLLM's own for all rows.
 
-Texts are those of plain vLLM (greedy, and chains that our processor runs there too) and, sampled, the torch engine's.
+Texts are those of plain vLLM and, sampled, the torch engine's: one seed, one text, whoever drafts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHAINS: dict[str, tuple[Card, ...]] = {
     "penalty": (Card("temperature", {"value": 0.7}), Card("repetition_penalty", {"value": 1.2})),
     "mirostat2": (Card("mirostat2", {"tau": 3.0}),),
 }
-"""The last three in orders that vLLM does not have: plain vLLM runs them by our processor."""
+"""All but the first are drawn by our processor, on plain vLLM too; the last three in orders that vLLM does not have."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def elsewhere(folder: Path, arguments: Mapping[str, Any], *runs: Run) -> list[di
 
 @pytest.fixture(scope="module")
 def truth(vllm_engine: VllmEngine, smollm: Path) -> dict[str, OutcomeEvent]:
-    """Plain decoding: greedy rows by vLLM, sampled ones by the torch engine, and by both where vLLM draws our noise."""
+    """Plain decoding: greedy rows by vLLM, sampled ones by both engines, with one noise."""
     from raydecode.engine.torch import TorchEngine
 
     rows = asked([None])
     theirs = run(TorchEngine(smollm, dtype="float32", slots=SLOTS, max_length=LENGTH), Run(rows))
     greedy = [row for row in rows if row.decoding.sampler == GREEDY]
-    ours = [row for row in rows if plan(row.decoding.sampler).own is not None]
-    assert len(ours) == 3 * len(PROMPTS)
+    ours = [row for row in rows if plan(row.decoding.sampler, own=True).own is not None]
+    assert len(ours) == 4 * len(PROMPTS)
     plain = run(vllm_engine, Run(greedy + ours))
     same({row.id: plain[row.id] for row in ours}, theirs)
     return theirs | plain
