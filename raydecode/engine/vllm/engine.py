@@ -338,7 +338,8 @@ class VllmEngine:
             )
         if self._speculates:
             found = next(filter(None, self._ask("raydecode_drafted", key)))
-            row.drafted, row.draft_failures = found["drafted"], found.get("failures", 0)
+            row.drafted, row.draft_steps = found["drafted"], found["steps"]
+            row.draft_failures = found.get("failures", 0)
             row.drafter_bytes, row.draft_s = found.get("bytes", 0), found.get("seconds", 0.0)
         events.append(row.outcome(self.clock()))
 

@@ -138,6 +138,9 @@ def accounted(outcomes: Mapping[str, OutcomeEvent]) -> None:
         assert stats.draft_failures == 0, id
         assert 0 <= stats.accepted <= stats.drafted, id
         assert stats.forwards + stats.accepted == len(outcome.tokens), id
+        if stats.drafter:
+            assert sum(one.forwards for one in stats.drafting.values()) == stats.forwards, id
+            assert stats.drafting[stats.drafter].drafted == stats.drafted, id
 
 
 def test_our_drafters_leave_every_text(smollm: Path, truth: dict[str, OutcomeEvent]) -> None:
