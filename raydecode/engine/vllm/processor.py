@@ -276,7 +276,7 @@ class Extension:
         attach(self)
 
     def raydecode_drafted(self, id: str) -> dict[str, Any]:
-        """Of a row that ended, where vLLM speculates: tokens verified for it, in how many steps, its drafter's work."""
+        """Where vLLM speculates, of a row that ended: tokens verified for it, in how many steps, its drafter's work."""
         runner: Any = self.model_runner
         if not hasattr(runner, "rejection_sampler"):
             return {}
