@@ -44,7 +44,8 @@ def exercise(
             for one in make.sample(range(slots), make.randrange(1, slots + 1)):
                 prefix = tuple(make.choice(tokens) for _ in range(make.randrange(4)))
                 chunk = Chunk(one, len(held[one]), prefix, some_tree(make, tokens))
-                if chunk.start + len(chunk) <= lane.context and lane.reserve(one, chunk.start, chunk.start + len(chunk)):
+                end = chunk.start + len(chunk)
+                if end <= lane.context and lane.reserve(one, chunk.start, end):
                     chunks.append(chunk)
             if not chunks:
                 continue
