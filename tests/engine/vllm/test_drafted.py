@@ -205,3 +205,10 @@ def test_vllm_s_own_methods_leave_every_text(smollm: Path, truth: dict[str, Outc
     assert sum(one.accepted for one in greedy) > 20
     if method == "draft_model":
         assert sum(one.forwards for one in greedy) < 0.4 * TOKENS * len(greedy)
+
+
+def test_prompts_in_chunks_without_drafts_leave_every_text(smollm: Path, truth: dict[str, OutcomeEvent]) -> None:
+    """No row has a generator of vLLM's, which could not be set back; what a chunk's end samples is thrown away."""
+    options = {"enable_chunked_prefill": True, "long_prefill_token_threshold": 8}
+    (outcomes,) = elsewhere(smollm, {"options": options}, Run(asked([None]), reset=(5,)))
+    same(outcomes, truth)
