@@ -47,7 +47,7 @@ class EngineConfig(Section):
     threads: Count | None = None
     """CPU threads of one engine; null: those of the actor"""
     options: dict[str, Any] = Field(default_factory=dict)
-    """as they are: torch cache_tokens, chunk, compile, retain_tokens, trust_remote_code, weights; vLLM draws and its own"""
+    """torch: cache_tokens, chunk, compile, retain_tokens, trust_remote_code, weights; vLLM: draws, and its own"""
 
 
 class InputConfig(Section):
@@ -255,7 +255,7 @@ class JobConfig(Section):
         """What the output depends on, for refusing a changed job over an old output.
 
         Left out because the result does not depend on it: slots, threads, actors, limits, flushing, prices, drafters,
-        deadlines. A prompt file counts by its content. On vLLM it counts whose noise sampled rows draw: raydecode's, but
+        deadlines. A prompt file counts by its content. On vLLM it counts whose noise sampled rows draw: raydecode's, or
         with `draws: vllm` and no drafters vLLM's (docs/determinism.md).
         """
         whole = self.to_json()

@@ -76,5 +76,5 @@ def _card(given: str | dict[str, Any], where: str = "among") -> Card:
     if isinstance(given, str):
         return Card(given)
     if not isinstance(given.get("name"), str):
-        raise UserError(f"a card needs a `name`, got {given}", field=where, value=given, hint="{name: ngram, tokens: 8}")
+        raise UserError(f"a card needs a `name`, got {given}", field=where, value=given, hint="{name: ngram}")
     return Card(given["name"], {key: value for key, value in given.items() if key != "name"})

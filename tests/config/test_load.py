@@ -244,7 +244,6 @@ def test_identity_is_what_the_texts_depend_on(tmp_path):
     assert parse_job(JOB, [*theirs, "decoding.drafter=ngram"]).identity() == on_vllm, "beside drafts it is ours"
 
 
-
 def test_a_prompt_file_counts_by_content(tmp_path):
     file = tmp_path / "p.yaml"
     job = SMALL + f"prompt: {{file: {file}}}\n"

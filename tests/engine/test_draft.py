@@ -150,9 +150,7 @@ def _read(prompts, drafter="reading", max_tokens=6, **engine):
         forward = made.lane.forward
         made.lane.forward = lambda some, *more: (chunks.append(some), forward(some, *more))[1]
         asks = [
-            DecodingSpec(
-                max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if isinstance(name, str) else name
-            )
+            DecodingSpec(max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if isinstance(name, str) else name)
             for name in ([drafter] * len(prompts) if isinstance(drafter, str) else drafter)
         ]
         pairs = zip(prompts.items(), asks, strict=True)
