@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TOY = "toy"
 """The model source that names the toy engine's own table."""
 
+DRAFTER = "decoding.drafter"
+
 
 class Reserved(Protocol):
     """What Ray sets aside for an engine."""
@@ -128,33 +130,48 @@ def build_engine(job: Hosting, *, stream: bool = False) -> Engine:
         return VllmEngine(folder, drafts=DRAFTS if job.drafters else 0, **common)
     from raydecode.engine.torch import TorchEngine
 
-    return TorchEngine(folder, **common, lanes=draft_models(job))
+    try:
+        return TorchEngine(folder, **common, lanes=draft_models(job))
+    except UserError as error:  # the engine knows its draft models, not who names them
+        where = _draft_sources(job).get(str(error.value))
+        if error.field != f"{DRAFTER}.model" or where is None:
+            raise
+        raise error.moved(error.field, where) from error
 
 
 def draft_models(job: Hosting) -> dict[str, Path]:
     """source -> folder of every further model that drafters of the job or its roster draft with, fetched if need be.
 
-    Raises UserError (`decoding.drafter.model`) for one that cannot be had.
+    Raises UserError for one that cannot be had, naming the card that asks for it.
     """
     from raydecode import models
-    from raydecode.engine.inside import needs_of
 
     found: dict[str, Path] = {}
-    listed = job.roster.cards().get("drafters", ())
-    for card in (*listed, *(arm for one in listed for arm in registry.among(one))):
+    for source, field in _draft_sources(job).items():
+        try:
+            found[source] = models.locate(source, trust_remote_code=job.model.trust_remote_code)
+        except models.ModelError as error:
+            raise UserError(
+                f"the draft model cannot be had: {error.message}", field=field, value=source, nearest=error.nearest,
+                hint=error.hint,
+            ) from error  # fmt: skip
+    return found
+
+
+def _draft_sources(job: JobConfig) -> dict[str, str]:
+    """source -> field that names it, of every further model to draft with."""
+    from raydecode.engine.inside import needs_of
+
+    named = (job.roster.named or {}).get("drafters", ())
+    cards = [(DRAFTER, card) for card in job.spec.cards()["drafters"]]
+    cards += [(f"decoding.roster.drafters[{i}]", card) for i, card in enumerate(named)]
+    cards += [(f"{field}.among[{i}]", arm) for field, card in cards for i, arm in enumerate(registry.among(card))]
+    found: dict[str, str] = {}
+    for field, card in cards:
         method = registry.methods("drafters").get(card.name)
-        if method is None or not method.loads:
-            continue
-        card = method.parse(card, "decoding.drafter")
-        for source in needs_of(method.factory, card, ()).lanes:
-            if source != "self":
-                try:
-                    found[source] = models.locate(source, trust_remote_code=job.model.trust_remote_code)
-                except models.ModelError as error:
-                    raise UserError(
-                        f"the draft model cannot be had: {error.message}", field="decoding.drafter.model", value=source,
-                        nearest=error.nearest, hint=error.hint,
-                    ) from error  # fmt: skip
+        if method is not None and method.loads:
+            lanes = needs_of(method.factory, method.parse(card, field), ()).lanes
+            found |= {source: f"{field}.model" for source in lanes if source != "self" and source not in found}
     return found
 
 
@@ -173,8 +190,8 @@ def _drafted(job: Hosting) -> Refused | None:
     if not named:
         return None
     return Refused(
-        f"nothing measured drafter '{named[0].name}' on vLLM, whose sampled rows draw other noise with drafters than "
-        "without", field="decoding.drafter", value=named[0].name, hint="engine.name=vllm takes it",
+        f"nothing measured whether drafter '{named[0].name}' pays on vLLM", field=DRAFTER, value=named[0].name,
+        hint="engine.name=vllm takes it",
     )  # fmt: skip
 
 

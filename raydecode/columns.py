@@ -50,7 +50,7 @@ COLUMNS: Mapping[str, Column] = {
     "verify_s": Column("seconds", "seconds of forwards, by the drafted tokens' part of all tokens in them"),
     "drafting": Column(
         "json",
-        "drafter -> forwards, tokens, drafted, accepted, draft_s, verify_s, and by depth offered and kept, as JSON",
+        "drafter -> forwards, tokens, drafted, accepted, draft_s, verify_s, failures; by depth offered and kept; JSON",
     ),
     "drafter_bytes": Column("count", "memory that the row's drafter held at its end, shared tables included"),
     "replay_mismatches": Column("count", "tokens of a resumed row that this engine would have chosen otherwise"),

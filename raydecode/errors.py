@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 
 class RaydecodeError(Exception):
@@ -40,6 +40,18 @@ class UserError(RaydecodeError):
     ) -> None:
         self.message, self.field, self.value, self.nearest, self.hint = message, field, value, nearest, hint
         super().__init__(message)
+
+    def inside(self, where: str) -> Self:
+        """The same error where its field lies in the section or card at `where`."""
+        return self._at(f"{where}.{self.field}" if self.field else where)
+
+    def moved(self, place: str, to: str) -> Self:
+        """The same error where `to` stands in place of `place` at the front of its field."""
+        rest = (self.field or "").removeprefix(place)
+        return self._at(to + rest) if (self.field or "").startswith(place) else self
+
+    def _at(self, field: str) -> Self:
+        return type(self)(self.message, field=field, value=self.value, nearest=self.nearest, hint=self.hint)
 
     def __str__(self) -> str:
         head = f"{self.field}: {self.message}" if self.field else self.message

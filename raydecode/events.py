@@ -56,6 +56,7 @@ class Drafting:
     offered[d]: forwards whose text reached a node at depth d that had drafted children; kept[d]: and went on in one
     draft_s:    the row's share of the time in the drafter, used or not, top-k for it included
     verify_s:   the drafted tokens' share of the forwards' seconds, by their part of the tokens of the call
+    failures:   times that it raised or returned what is no valid tree
     """
 
     forwards: int = 0
@@ -64,6 +65,7 @@ class Drafting:
     accepted: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0
+    failures: int = 0
     offered: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
 

@@ -89,6 +89,8 @@ class Method:
         except ValidationError as error:
             known = list(self.options.model_fields)
             raise complaint(error.errors(), lambda loc: [] if loc else known, where, self.name) from None
+        except UserError as error:  # of a card among the options
+            raise error.inside(where) from None
         return Card(card.name, parsed.model_dump())
 
     def __str__(self) -> str:

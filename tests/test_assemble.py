@@ -141,8 +141,12 @@ def test_models_that_a_choice_names_are_found_before_the_engine_is_built(tmp_pat
     among = ["ngram", {"name": "draft_model", "model": str(tmp_path / "nowhere")}]
     with pytest.raises(UserError) as caught:
         draft_models(job("some/model", decoding={"drafter": {"name": "auto", "among": among}}))
-    assert caught.value.field == "decoding.drafter.model"
+    assert caught.value.field == "decoding.drafter.among[1].model"
     assert draft_models(job("some/model")) == {}
+    roster = {"drafter": "none", "roster": {"drafters": ["ngram", {"name": "auto", "among": among}]}}
+    with pytest.raises(UserError) as caught:
+        draft_models(job("some/model", decoding=roster))
+    assert caught.value.field == "decoding.roster.drafters[1].among[1].model"
 
 
 def test_a_built_engine_runs() -> None:

@@ -216,6 +216,8 @@ def _show(found: Mapping[str, Any]) -> None:
         if one["forwards"]:
             kept = f", {one['accepted']} of {one['drafted']} drafted kept" if one["drafted"] else ""
             out.print(f"drafter {name}: {one['tokens']} tokens in {one['forwards']} forwards{kept}", style="dim")
+        if one["failures"]:
+            out.print(f"drafter {name} failed {one['failures']} times", style="dim")
     if found["drafting_why"]:
         out.print(found["drafting_why"], style="dim", markup=False)
     out.print(f"\n{found['text']}\n", markup=False)

@@ -46,7 +46,7 @@ class EngineConfig(Section):
     threads: Count | None = None
     """CPU threads of one engine; null: those of the actor"""
     options: dict[str, Any] = Field(default_factory=dict)
-    """as they are: torch cache_tokens, chunk, compile, retain_tokens, trust_remote_code, weights; vLLM its own"""
+    """torch: cache_tokens, chunk, compile, retain_tokens, trust_remote_code, weights; vLLM: draws, and its own"""
 
 
 class InputConfig(Section):
@@ -253,14 +253,17 @@ class JobConfig(Section):
         """What the output depends on, for refusing a changed job over an old output.
 
         Left out because the result does not depend on it: slots, threads, actors, limits, flushing, prices, drafters,
-        deadlines. A prompt file counts by its content. On vLLM it counts whether there are drafters: sampled rows draw
-        other noise with them (docs/determinism.md).
+        deadlines. A prompt file counts by its content. On vLLM it counts whose noise sampled rows draw: raydecode's, or
+        with `draws: vllm` and no drafters vLLM's (docs/determinism.md).
         """
         whole = self.to_json()
         decoding = {k: v for k, v in whole["decoding"].items() if k not in ("drafter", "deadline_s", "roster")}
         engine = {k: v for k, v in whole["engine"].items() if k not in ("slots", "threads")}
-        if self.engine.name == "vllm" and self.drafters:
-            engine["drafts"] = True
+        if self.engine.name == "vllm":
+            options = dict(engine["options"])
+            drawn = options.pop("draws", "raydecode")
+            speculates = bool(self.drafters or options.get("speculative_config"))
+            engine |= {"options": options, "draws": "raydecode" if speculates else drawn}
         prompt = self.prompt.section(self.input.format)
         if "file" in prompt:
             prompt["file_sha256"] = _sha256(str(prompt.pop("file")))

@@ -37,15 +37,15 @@ class Auto:
         @field_validator("among", mode="after")
         @classmethod
         def _known(cls, value: list[str | dict[str, Any]]) -> list[str | dict[str, Any]]:
-            for one in value:
-                try:
-                    card = _card(one)
-                    method = registry.get("drafters", card.name)
-                    if hasattr(method.factory, "among"):
-                        raise ValueError(f"'{card.name}' chooses itself: name what it may choose")
-                    method.parse(card, "among")
-                except UserError as error:
-                    raise ValueError(str(error)) from None
+            for i, one in enumerate(value):
+                where = f"among[{i}]"
+                card, name = _card(one, where), where if isinstance(one, str) else f"{where}.name"
+                method = registry.get("drafters", card.name, name)
+                if hasattr(method.factory, "among"):
+                    raise UserError(
+                        f"'{card.name}' chooses itself", field=name, value=card.name, hint="name what it may choose"
+                    )
+                method.parse(card, where)
             return value
 
     needs = Needs()
@@ -72,9 +72,9 @@ class Auto:
         return [record.state for record in records]
 
 
-def _card(given: str | dict[str, Any]) -> Card:
+def _card(given: str | dict[str, Any], where: str = "among") -> Card:
     if isinstance(given, str):
         return Card(given)
     if not isinstance(given.get("name"), str):
-        raise ValueError(f"a card has a name, got {given}")
+        raise UserError(f"a card needs a `name`, got {given}", field=where, value=given, hint="{name: ngram}")
     return Card(given["name"], {key: value for key, value in given.items() if key != "name"})

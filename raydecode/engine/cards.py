@@ -24,10 +24,10 @@ def refuse(engine: str, spec: DecodingSpec) -> Refused | None:
                     f"the {engine} engine does not host {room}/{card.name}", field=field, value=card.name,
                     hint=f"engines that do: {', '.join(e for e in method.engines if e != engine) or 'none yet'}",
                 )  # fmt: skip
-    for arm in registry.among(spec.drafter):
+    for i, arm in enumerate(registry.among(spec.drafter)):
         refused = refuse(engine, DecodingSpec(drafter=arm))
         if refused:
-            return refused
+            return refused.moved("decoding.drafter", f"decoding.drafter.among[{i}]")
     try:
         registry.check_chain(spec.sampler, "decoding.sampler")
     except UserError as error:

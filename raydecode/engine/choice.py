@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raydecode import registry
+from raydecode.contracts import Needs
 from raydecode.engine.cards import candidates
 from raydecode.engine.choose import Chooser
 from raydecode.engine.cost import CostCurve
@@ -23,13 +24,20 @@ CARDS = 64
 
 class Choice:
     """engine: its name, for what it hosts; curve: what its calls cost, None until it was measured; wanted: a row came
-    that needs it."""
+    that needs it; reading: one whose drafters may learn from its prompt."""
 
     def __init__(self, engine: str, curve: CostCurve | None = None) -> None:
         self.engine, self.curve = engine, curve
-        self.wanted = False
+        self.wanted = self.reading = False
         self._cards: dict[str, tuple[Card, ...]] = {}
         self._choosers: dict[str, Chooser] = {}
+
+    @property
+    def missing(self) -> bool:
+        """Whether something is to be measured."""
+        if self.curve is None:
+            return self.wanted
+        return self.reading and self.curve.told_s is None and not self.curve.fixed
 
     def cards(self, card: Card) -> tuple[Card, ...]:
         """The drafters that a card chooses among."""
@@ -50,7 +58,8 @@ class Choice:
             keys = {chooser.arms[arm].key for arm in awake}
             for row in some:
                 if row.seat is None:
-                    kind = repr(row.spec.sampler), row.prompt_len.bit_length() // 2, bool(row.spec.monitors)
+                    size = len(row.source) or row.prompt_len
+                    kind = repr(row.spec.sampler), size.bit_length() // 2, bool(row.spec.monitors)
                     row.seat = chooser.seat(kind)
                 for key in [key for key in row.drafters if key not in keys]:
                     del row.drafters[key]
@@ -88,9 +97,21 @@ class Choice:
 
     def charge(self, row: Row, key: str, seconds: float, asked: bool) -> None:
         """Seconds of a drafter for a row; a row with a drafter by name has no account."""
-        if row.seat is not None:
+        if row.chosen and self.curve is not None:
             chooser = self._chooser(row)
             chooser.charge(chooser.index[key], seconds, int(asked))
+
+    def listeners(self, row: Row, count: int) -> list[Card]:
+        """Drafters that so many tokens of this row's prompt are told to; nobody before calls were measured."""
+        if self.curve is None:
+            return []
+        chooser = self._chooser(row)
+        return [chooser.arms[arm].card for arm in chooser.hears(count)]
+
+    def heard(self, row: Row, cards: Sequence[Card], count: int) -> None:
+        """These were told."""
+        chooser = self._chooser(row)
+        chooser.heard([chooser.index[repr(card)] for card in cards], count)
 
     def learn(self, row: Row, emitted: Sequence[int], accepted: int, drafted: int, count: int, tokens: int) -> None:
         """What a call of `tokens` tokens over `count` rows said of one of them."""
@@ -139,8 +160,9 @@ class Choice:
             assert row.spec.drafter is not None
             _drop(self._choosers)
             cards = self.cards(row.spec.drafter)
-            dear = () if registry.among(row.spec.drafter) else _dear(cards)
-            self._choosers[row.chosen] = Chooser(cards, self.curve, dear)
+            dear = () if registry.among(row.spec.drafter) else [card for card in cards if _needs(card).lanes]
+            readers = [card for card in cards if _needs(card).prompt]
+            self._choosers[row.chosen] = Chooser(cards, self.curve, dear, readers)
         return self._choosers[row.chosen]
 
 
@@ -150,6 +172,6 @@ def _drop(known: dict[str, Any]) -> None:
         del known[next(iter(known))]
 
 
-def _dear(cards: Sequence[Card]) -> list[Card]:
-    """Those whose drafts take forwards of their own."""
-    return [card for card in cards if needs_of(registry.get("drafters", card.name).factory, card, ()).lanes]
+def _needs(card: Card) -> Needs:
+    """Lanes: its drafts take forwards of their own. Prompt: it learns from prompts."""
+    return needs_of(registry.get("drafters", card.name).factory, card, ())

@@ -15,6 +15,9 @@ That makes the bandit's exploration nearly free, and its exploitation exact up t
 GRACE is for drafters that guess from tokens. One whose drafts take forwards begins with none and as if a proposal took
 FORWARDS plain calls, so it is first asked when SHARE has paid for it; one that the job names has the grace in any case.
 
+Logits behind the tokens of a prompt, which a drafter may learn from, are made where its account has room for what they
+take, and are put down there.
+
 A drafter over it sleeps: it is not asked, learns nothing and forgets its rows (a drafter is a cache). In a row where it
 saves less than it costs, as far as known, it is asked every RETRY-th step. The kind of a row is its sampler chain, the
 size of its prompt and whether something watches it; a new row starts from what is known of its kind.
@@ -90,14 +93,18 @@ class Pick:
 
 class Chooser:
     """One per engine and `auto` card. curve: the device; dear: cards whose drafts take forwards and that were not
-    named; tokens (below): new tokens of the call without these drafts, rows: its rows that decode."""
+    named; readers: those that learn from prompts. Below, tokens: new tokens of the call without these drafts, rows: its
+    rows that decode."""
 
-    def __init__(self, cards: Sequence[Card], curve: CostCurve, dear: Collection[Card] = ()) -> None:
+    def __init__(
+        self, cards: Sequence[Card], curve: CostCurve, dear: Collection[Card] = (), readers: Collection[Card] = ()
+    ) -> None:
         self.arms = [Arm(card, repr(card)) for card in cards]
         for arm in self.arms:
             if arm.card in dear:
                 arm.grace, arm.ask_s = 0.0, FORWARDS * curve(1, 1)
         self.index = {arm.key: i for i, arm in enumerate(self.arms)}
+        self._readers = [i for i, arm in enumerate(self.arms) if arm.card in readers]
         self.curve, self.rates = curve, Acceptance()
         self.spent_s = 0.0
         self._worth: dict[tuple[int, int], float] = {}
@@ -113,12 +120,16 @@ class Chooser:
 
     def awake(self) -> list[int]:
         """Drafters whose account allows one more proposal."""
-        call_s, share_s = self.curve(1, 1), SHARE * self.spent_s
-        return [
-            i
-            for i, arm in enumerate(self.arms)
-            if arm.seconds + arm.ask_s <= arm.grace * call_s + share_s + max(arm.saved, 0.0) / 4
-        ]
+        return [i for i, arm in enumerate(self.arms) if self._affords(i, arm.ask_s)]
+
+    def hears(self, count: int) -> list[int]:
+        """Of those that learn from prompts the ones whose account has room for so many tokens of one."""
+        return [i for i in self._readers if self._affords(i, self._told(count) / len(self._readers))]
+
+    def heard(self, arms: Sequence[int], count: int) -> None:
+        """These were told of so many tokens, whose logits nobody else wanted."""
+        for arm in arms:
+            self.charge(arm, self._told(count) / len(arms))
 
     def ask(self, seat: Seat, awake: Sequence[int]) -> list[int]:
         """Whom to ask for this row."""
@@ -200,6 +211,15 @@ class Chooser:
         plain = self.curve(rows, max(tokens - drafted, rows))
         saved = accepted * self.curve(rows, rows) / rows - (self.curve(rows, tokens) - plain)
         self.arms[self.index[repr(card)]].saved += saved
+
+    def _affords(self, arm: int, seconds: float) -> bool:
+        """Whether its account has room for so many seconds more."""
+        one = self.arms[arm]
+        room = one.grace * self.curve(1, 1) + SHARE * self.spent_s + max(one.saved, 0.0) / 4
+        return one.seconds + seconds <= room
+
+    def _told(self, count: int) -> float:
+        return count * (self.curve.told_s or 0.0)
 
     def _bet(self, seat: Seat, arm: int, tree: TokenTree) -> list[float]:
         """P(accepted) of every node, as this row goes; the proposal is watched from here on."""

@@ -14,7 +14,7 @@ again; `stale` asks for a plain call when the level is old. Only ratios of this 
 costs time, never text.
 
 Cost: REPEATS calls per point after one that warms up, at most about LIMIT_S seconds in all, once per process and kind
-of lane (`once`).
+of lane (`once`). What the logits behind a prompt's tokens take is measured where a drafter learns from them (`told`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import bisect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
 from raydecode.contracts import Needs
-from raydecode.engine.lane import Chunk, Lane
+from raydecode.engine.lane import Chunk, Lane, SourceLane
 from raydecode.tree import TokenTree
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)
@@ -35,6 +36,8 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64)
 left out. 8 and 16 before 2 and 4 left a busy machine without the latter, which then were taken for dear."""
 ROWS = (4, 16, 32)
 """Rows of one token each."""
+TELLS, SOURCE = 32, 32
+"""Tokens of the prompt by which `told` measures, and of what an encoder has read when its decoder is measured."""
 FAR = (128, 256)
 """Tokens that count in batches, where calls are short enough to look there: accelerators."""
 REPEATS = 2
@@ -66,6 +69,8 @@ class CostCurve:
     surprise: dict[int, float] = field(default_factory=dict)
     fixed: bool = False
     """Tabulated: how long calls really take is not asked."""
+    told_s: float | None = None
+    """Seconds of the logits behind a token of a prompt, besides those of reading it; None: not measured"""
     _most: dict[tuple[int, int], int] = field(default_factory=dict)
     """Answers of `most`, kept for MOST_AGE calls."""
     _age: int = 0
@@ -223,15 +228,30 @@ def once(key: Hashable, make: Callable[[], CostCurve | None]) -> CostCurve | Non
     return CostCurve(found.tokens_N, found.seconds_N, found.row_s)
 
 
-def rehearsal(lane: Lane, slots: Sequence[int], clock: Callable[[], float]) -> Callable[[int, int], float]:
-    """Calls of a lane for `measure`, in slots that nobody holds; inf where the cache has no room for them."""
+def told(tells: Callable[[int, int], float], reads: Callable[[int, int], float], longest: int) -> float:
+    """Seconds of the logits behind a token of a prompt: a call with all of them against one with the last."""
+    count = min(TELLS, longest)
+    most, least = (min(run(1, count) for _ in range(REPEATS + 1)) for run in (tells, reads))
+    return max(most - least, 0.0) / (count - 1) if count > 1 and math.isfinite(most) else 0.0
+
+
+def rehearsal(
+    lane: Lane, slots: Sequence[int], clock: Callable[[], float], *, reads: bool = False
+) -> Callable[[int, int], float]:
+    """Calls of a lane for `measure`, in slots that nobody holds; inf where the cache has no room for them.
+
+    reads: as a prompt is read, with logits behind the last token alone; else as a draft is verified
+    """
 
     def run(rows: int, tokens: int) -> float:
         some = slots[:rows]
-        chunks = [Chunk(slot, 0, (), TokenTree.chain([0] * tokens)) for slot in some]
+        before, tree = ((0,) * (tokens - 1), TokenTree.root(0)) if reads else ((), TokenTree.chain([0] * tokens))
+        chunks = [Chunk(slot, 0, before, tree) for slot in some]
         try:
             if not all(lane.reserve(slot, 0, tokens) for slot in some):
                 return math.inf
+            for slot in some if hasattr(lane, "starts") else ():  # an encoder-decoder: encoded once per row, untimed
+                cast(SourceLane, lane).read(slot, (0,) * min(SOURCE, lane.context))
             began = clock()
             lane.forward(chunks, Needs()).logits_MV[0, 0].item()  # a device answers when it is done
             return clock() - began

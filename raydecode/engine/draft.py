@@ -19,6 +19,7 @@ from raydecode.engine.inside import needs_of
 from raydecode.engine.lane import Chunk, Outputs
 from raydecode.engine.rounds import Proposal, Rounds
 from raydecode.engine.rows import Held, Row
+from raydecode.engine.tally import KNOWN
 from raydecode.request import Card, RowId
 from raydecode.tree import TokenTree
 
@@ -69,7 +70,7 @@ class Drafters:
             row.pick, card = None, row.spec.drafter
             known = self._known(row, eos)
             if known:
-                trees[row.id] = self._checked(row, TokenTree.chain((row.pending, *known)), vocab_size, eos)
+                trees[row.id] = self._checked(row, TokenTree.chain((row.pending, *known)), KNOWN, vocab_size, eos)
             elif card and row.limit - row.t > 1 and (row.horizon is None or row.horizon > 1):
                 if row.chosen:
                     choosing.append(row)
@@ -105,7 +106,7 @@ class Drafters:
                 record = StepRecord(row.id, held.state, tree, path, emitted, top, hidden)
                 held.state = drafter.observe([record], self._share(held.card.name), held.card.options)[0]
             except Exception:
-                row.draft_failures += 1
+                row.no_draft(held.card.name)
             self._charge(row, held.card.name, key, self._clock() - began)
 
     def read(self, reading: Sequence[Chunk], rows: Mapping[int, Row], outputs: Outputs, eos: frozenset[int]) -> None:
@@ -113,17 +114,22 @@ class Drafters:
         base = len(outputs.logits_MV) - sum(len(chunk.tree) for chunk in reading if chunk.tree)
         for chunk in reading:
             if chunk.tree:
-                row = rows[chunk.slot]
-                assert row.spec.drafter is not None
-                cards = self.choice.cards(row.spec.drafter) if row.chosen else (row.spec.drafter,)
-                try:
-                    for card in cards:
-                        if needs_of(self._of(card.name), card, self._sites).prompt:
-                            self._view(row, repr(card), card, eos)  # opens its state
-                    self.observe(row, chunk.tree, (), (), outputs, base)
-                except Exception:
-                    row.draft_failures += 1
+                self._tell(rows[chunk.slot], chunk.tree, outputs, base, eos)
                 base += len(chunk.tree)
+
+    def _tell(self, row: Row, tree: TokenTree, outputs: Outputs, base: int, eos: frozenset[int]) -> None:
+        """One part of a row's prompt to those who want it."""
+        card = row.spec.drafter
+        cards = self.choice.listeners(row, len(tree)) if row.chosen else [card] if card else []
+        if row.chosen:
+            self.choice.heard(row, cards, len(tree))
+        for card in cards:
+            try:
+                if needs_of(self._of(card.name), card, self._sites).prompt:
+                    self._view(row, repr(card), card, eos)  # opens its state
+            except Exception:
+                row.no_draft(card.name)
+        self.observe(row, tree, (), (), outputs, base)
 
     def size(self, row: Row) -> int:
         """Bytes that the row's drafters keep, as they say themselves; 0 for those that do not say."""
@@ -178,12 +184,13 @@ class Drafters:
                         size = ask.most[row.id] + 1
                         found[row.id, key] = tree.prune(size) if len(tree) > size else tree
                 except Exception:  # whatever a drafter returned
-                    self._failed(asked)
+                    self._failed(ask.card.name, asked)
                     for row in asked:
                         found.pop((row.id, key), None)
                 for row in asked:
                     if (row.id, key) in found:
-                        found[row.id, key] = self._checked(row, found[row.id, key], vocab_size, eos)
+                        tree = found[row.id, key]
+                        found[row.id, key] = self._checked(row, tree, ask.card.name, vocab_size, eos)
                 seconds += one.seconds + self._clock() - began
             begun = {row.id for row in asked}
             for row in ask.rows:
@@ -201,13 +208,13 @@ class Drafters:
             drafting = drafter.propose(views, most, self._share(card.name), card.options)
             return Proposal(rows, drafting, lanes) if rows else None, self._clock() - began
         except Exception:
-            self._failed(rows)
+            self._failed(card.name, rows)
             return None, self._clock() - began
 
-    def _failed(self, rows: Sequence[Row]) -> None:
-        """No draft for these rows, counted."""
+    def _failed(self, name: str, rows: Sequence[Row]) -> None:
+        """No draft of this drafter for these rows, counted."""
         for row in rows:
-            row.draft_failures += 1
+            row.no_draft(name)
 
     def _view(self, row: Row, key: str, card: Card, eos: frozenset[int]) -> RowView:
         def view(state: Any) -> RowView:
@@ -225,13 +232,15 @@ class Drafters:
             self._shared[name] = self._of(name).open_shared()
         return self._shared[name]
 
-    def _checked(self, row: Row, tree: TokenTree, vocab_size: int, eos: frozenset[int]) -> TokenTree:
+    def _checked(self, row: Row, tree: TokenTree, name: str, vocab_size: int, eos: frozenset[int]) -> TokenTree:
+        """The tree, or the root alone where it is none. name: whose it is."""
         try:
             why = tree.check(vocab_size, eos) or ("wrong root" if tree.token[0] != row.pending else None)
         except Exception as error:  # a drafter may return anything at all
             why = str(error)
         if why:
-            row.draft_failures += row.t >= len(row.replay)
+            if row.t >= len(row.replay):
+                row.no_draft(name)
             return TokenTree.root(row.pending)
         if row.horizon is not None:
             tree = tree.shallow(max(row.horizon, 1))

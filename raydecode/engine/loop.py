@@ -16,7 +16,7 @@ from raydecode.engine.admission import fit_prompt, fit_source
 from raydecode.engine.blame import blame
 from raydecode.engine.cards import complete, refuse
 from raydecode.engine.choice import Choice
-from raydecode.engine.cost import CostCurve, measure, once, rehearsal
+from raydecode.engine.cost import CostCurve, measure, once, rehearsal, told
 from raydecode.engine.draft import Drafters
 from raydecode.engine.ending import settled
 from raydecode.engine.host import ServiceHost
@@ -31,6 +31,8 @@ from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent, StepEvent, TextEvent
 from raydecode.request import DecodingSpec, Prompt, Request, RowId
 from raydecode.tree import TokenTree
+
+DRAFTER = "decoding.drafter"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,11 +93,12 @@ class Loop:
             return refused
         sites = self.lane.sites
         readable, differentiable = getattr(self.lane, "readable", ()), getattr(self.lane, "differentiable", False)
-        for one in (spec, *(DecodingSpec(drafter=arm) for arm in registry.among(spec.drafter))):
+        arms = [(f"{DRAFTER}.among[{i}]", arm) for i, arm in enumerate(registry.among(spec.drafter))]
+        for place, one in ((DRAFTER, spec), *((place, DecodingSpec(drafter=arm)) for place, arm in arms)):
             refused = refuse_lanes(self.name, one, self._rounds.names, sites)
             refused = refused or refuse_sites(self.name, one, sites, readable, differentiable)
             if refused:
-                return refused
+                return refused.moved(DRAFTER, place)
         return None
 
     def submit(self, request: Request) -> None:
@@ -204,8 +207,9 @@ class Loop:
         chosen = ""
         if spec.drafter and registry.chooses(spec.drafter):
             chosen, self.choice.wanted = repr(spec.drafter), True
-            for card in self.choice.cards(spec.drafter) if not hasattr(self.lane, "starts") else ():
+            for card in self.choice.cards(spec.drafter):
                 inside |= asked(DecodingSpec(drafter=card), self.lane.sites)
+            self.choice.reading |= inside.prompt
         rows: list[Row] = []
         for sample in range(spec.n):
             row = Row(RowId(request.id, sample), request, spec, request.noise_key(sample), list(ids), len(ids), limit)
@@ -241,7 +245,7 @@ class Loop:
 
     def _plan(self) -> tuple[list[Visit], list[Chunk]]:
         """This step's chunks: a tree for rows that decode, a part of their prompt for rows that still read."""
-        ready, reading = self._rows.turn(lambda row: row.parked and self._still_parked(row))
+        ready, reading = self._rows.turn(lambda row: row.parked and self._still_parked(row), self._tells)
         others = sum(row.unread for row in ready) + sum(len(chunk) for chunk in reading)
         trees = self._drafters.trees(ready, len(self.host.token_bytes), self.lane.eos, others)
         visits, chunks, base = [], [], 0
@@ -256,6 +260,10 @@ class Loop:
             base += len(tree)
         return visits, chunks + reading
 
+    def _tells(self, row: Row, count: int) -> bool:
+        """Whether so many tokens of a row's prompt are told to drafters that learn from them."""
+        return not row.chosen or bool(self.choice.listeners(row, count))
+
     def _still_parked(self, row: Row) -> bool:
         """Ask the monitors again; their answers are kept, so asking is free."""
         try:
@@ -269,12 +277,16 @@ class Loop:
 
     def _measure(self) -> None:
         """What calls cost here, once there is a row whose drafter is chosen, in slots that nobody holds."""
-        if self.choice.wanted and self.choice.curve is None and self._rows.free and not hasattr(self.lane, "starts"):
-            free, longest = self._rows.free, self.lane.context - 1
-            alike = getattr(self.lane, "alike", None)
-            run = rehearsal(self.lane, free, self.clock)
-            key = alike and (alike, len(free), longest)
-            self.choice.curve = once(key, lambda: measure(run, len(free), longest))
+        choice, longest = self.choice, self.lane.context - 1
+        if choice.missing and self._rows.free:
+            free = self._rows.free
+            run, reads = (rehearsal(self.lane, free, self.clock, reads=reads) for reads in (False, True))
+            if choice.curve is None:
+                alike = getattr(self.lane, "alike", None)
+                key = alike and (alike, len(free), longest)
+                choice.curve = once(key, lambda: measure(run, len(free), longest))
+            if choice.curve and choice.missing:
+                choice.curve.told_s = told(run, reads, longest)
 
     def _settle(self, visits: list[Visit], outputs: Outputs, call: Call, events: list[Event]) -> None:
         """Keep accepted paths, let drafters learn, let other rows have what was read."""

@@ -139,6 +139,11 @@ class Row:
             self.drafting[name] = Tally()
         return self.drafting[name]
 
+    def no_draft(self, name: str) -> None:
+        """A drafter failed for this row: counted, and nothing else."""
+        self.draft_failures += 1
+        self.tally(name).failures += 1
+
     def fail(self, stage: str, error: Exception) -> None:
         """End this row, and only this one, with an error record."""
         self.reason = "error"

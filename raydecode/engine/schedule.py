@@ -54,8 +54,13 @@ class Schedule:
             row.admitted_at = row.admitted_at or self.clock()
         self.fork()
 
-    def turn(self, blocked: Callable[[Row], bool]) -> tuple[list[Row], list[Chunk]]:
-        """Rows that take a tree now, behind what is left of their text to read, and chunks of those that only read."""
+    def turn(
+        self, blocked: Callable[[Row], bool], tells: Callable[[Row, int], bool] = lambda row, count: True
+    ) -> tuple[list[Row], list[Chunk]]:
+        """Rows that take a tree now, behind what is left of their text to read, and chunks of those that only read.
+
+        tells: whether a drafter is to be told of so many tokens of the row's prompt, where one wants to be
+        """
         budget, telling, ready, reading = self.chunk, TOLD, [], []
         begun: set[tuple[int, tuple[int, ...]]] = set()
         for row in list(self.running):
@@ -68,8 +73,9 @@ class Schedule:
                 if beginning in begun:
                     continue
                 begun.add(beginning)
-            told = row.inside.prompt and not row.preempted and row.unread > 0
-            take = min(row.unread, budget, telling) if told else min(row.unread, budget)
+            take = min(row.unread, budget)
+            told = take > 0 and row.inside.prompt and not row.preempted and tells(row, min(take, telling))
+            take = min(take, telling) if told else take
             ends = take == row.unread and not told  # a tree behind a prompt that is one would be a deep one
             if not (take or ends) or not self._make_room(row, row.cached + take + ends):
                 continue

@@ -23,6 +23,7 @@ class Tally:
     accepted: int = 0
     draft_s: float = 0.0
     verify_s: float = 0.0
+    failures: int = 0
     offered: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
 
@@ -47,8 +48,8 @@ def frozen(tallies: Mapping[str, Tally]) -> dict[str, Drafting]:
     """As a row's statistics carry them."""
     return {
         name: Drafting(
-            one.forwards, one.tokens, one.drafted, one.accepted, one.draft_s, one.verify_s, tuple(one.offered),
-            tuple(one.kept),
+            one.forwards, one.tokens, one.drafted, one.accepted, one.draft_s, one.verify_s, one.failures,
+            tuple(one.offered), tuple(one.kept),
         )
         for name, one in tallies.items()
     }  # fmt: skip

@@ -274,6 +274,7 @@ class _Drafter:
             "samples": self.samples,
             "output_tokens": self.counts["tokens"],
             **{name: self.counts[name] for name in names},
+            "draft_failures": self.counts["failures"],
             "acceptance_by_depth": [[kept / offered, offered] for kept, offered in pairs if offered],
         }
 

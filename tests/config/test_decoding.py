@@ -38,8 +38,13 @@ def test_auto_is_a_drafter_with_options():
     assert parse_decoding({"drafter": "auto"}).drafter == Card("auto", {"among": []})
     card = parse_decoding({"drafter": {"name": "auto", "among": ["ngram", {"name": "suffix", "depth": 8}]}}).drafter
     assert card.options["among"] == ["ngram", {"name": "suffix", "depth": 8}]
-    for among, says in [(["ngramm"], "nearest: ngram"), (["auto"], "chooses itself"), ([{"depth": 8}], "has a name"),
-                        ([{"name": "ngram", "depth": 8}], "among.depth")]:  # fmt: skip
+    wrong = [
+        (["ngramm"], r"drafter\.among\[0\]: no drafter 'ngramm'"),
+        (["auto"], "chooses itself"),
+        ([{"depth": 8}], "needs a `name`"),
+        ([{"name": "ngram", "depth": 8}], r"decoding\.drafter\.among\[0\]\.depth: ngram has no option"),
+    ]
+    for among, says in wrong:
         with pytest.raises(UserError, match=says):
             parse_decoding({"drafter": {"name": "auto", "among": among}})
 

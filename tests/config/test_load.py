@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from raydecode.config import JobConfig, load_job, parse_job
@@ -51,6 +53,36 @@ def test_a_method_that_nobody_registered():
     assert "no monitor 'no_such_monitor'" in str(error)
     assert "(job.yaml, line 11)" in str(error)
     assert "raydecode methods monitors" in str(error)
+
+
+AMONG = """\
+  drafter:
+    name: auto
+    among:
+    - ngram
+    - name: token_recycling
+      nodes: 9
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "line", "says"),
+    [
+        (("nodes: 9", "nods: 9"), "decoding.drafter.among[1].nods", 14, "token_recycling has no option 'nods'"),
+        (("nodes: 9", "nodes: 0"), "decoding.drafter.among[1].nodes", 14, "greater than or equal to 1, got 0"),
+        (("token_recycling", "recycling"), "decoding.drafter.among[1].name", 13, "nearest: token_recycling"),
+        (("- ngram", "- ngramm"), "decoding.drafter.among[0]", 12, "nearest: ngram"),
+        (("- ngram", "- auto"), "decoding.drafter.among[0]", 12, "'auto' chooses itself"),
+        (("- ngram", "- {tokens: 8}"), "decoding.drafter.among[0]", 12, "a card needs a `name`"),
+    ],
+)
+def test_what_a_choice_of_drafters_names_wrongly_is_named_with_its_line(wrong, field, line, says):
+    text = re.sub(r"  drafter: auto.*\n", AMONG, JOB)
+    assert [card["name"] for card in parse_job(text).spec.drafter.options["among"][1:]] == ["token_recycling"]
+    error = refused(text.replace(*wrong))
+    assert error.field == field
+    assert f"(job.yaml, line {line})" in str(error)
+    assert says in str(error)
 
 
 def test_a_file_with_nothing_but_the_necessary():
@@ -205,7 +237,11 @@ def test_identity_is_what_the_texts_depend_on(tmp_path):
     assert all(parse_job(JOB, [change]).identity() == base for change in same)
     assert all(parse_job(JOB, [change]).identity() != base for change in other)
     on_vllm = parse_job(JOB, ["engine.name=vllm", "decoding.drafter=none"]).identity()
-    assert parse_job(JOB, ["engine.name=vllm", "decoding.drafter=ngram"]).identity() != on_vllm, "other noise is drawn"
+    for change in ("decoding.drafter=ngram", "engine.options.draws=raydecode"):
+        assert parse_job(JOB, ["engine.name=vllm", "decoding.drafter=none", change]).identity() == on_vllm
+    theirs = ["engine.name=vllm", "engine.options.draws=vllm"]
+    assert parse_job(JOB, [*theirs, "decoding.drafter=none"]).identity() != on_vllm, "other noise is drawn"
+    assert parse_job(JOB, [*theirs, "decoding.drafter=ngram"]).identity() == on_vllm, "beside drafts it is ours"
 
 
 def test_a_prompt_file_counts_by_content(tmp_path):

@@ -69,6 +69,18 @@ def test_failures_are_counted_by_row():
     stats = [one for one in stats if "none" in one.drafting and one.drafting["none"].forwards > 1]  # it was asked
     assert len(stats) > 5
     assert all(one.draft_failures > 0 and one.drafted >= one.accepted for one in stats)
+    assert all(one.drafting["closed"].failures == one.draft_failures for one in stats)
+
+
+def test_failures_are_counted_by_drafter():
+    """Raising when opened, asked or told, and what is no tree: each is its drafter's, and nobody else's."""
+    for name in ("unopened", "fewer_trees", "hostile", "blind", "wishful", "bad_wishes"):
+        run = drive(ToyEngine(), workload.requests(Card(name), n=1, max_tokens=12))
+        stats = [one.stats for one in run.outcomes.values()]
+        assert sum(one.draft_failures for one in stats) > 0, name
+        for one in stats:
+            failures = {drafter: each.failures for drafter, each in one.drafting.items() if each.failures}
+            assert failures == ({name: one.draft_failures} if one.draft_failures else {})
 
 
 # ------------------------------------------------------------------------------------ rows beside adversaries, and ours

@@ -70,7 +70,11 @@ def test_a_drafter_that_breaks_the_law_or_loads_is_not_chosen_unasked():
 def test_what_cannot_be_hosted_is_refused_by_name():
     refused = ToyEngine().refuse(DecodingSpec(drafter=Card("auto", {"among": ["nobody"]})))
     assert refused is not None
-    assert refused.value == "nobody"
+    assert (refused.field, refused.value) == ("decoding.drafter.among[0]", "nobody")
+    not_loaded = Card("auto", {"among": ["ngram", {"name": "draft_model", "model": "elsewhere"}]})
+    refused = ToyEngine().refuse(DecodingSpec(drafter=not_loaded))
+    assert refused is not None
+    assert (refused.field, refused.value) == ("decoding.drafter.among[1]", "elsewhere")
     with pytest.raises(UserError, match="nobody"):
         registry.get("drafters", "auto").parse(Card("auto", {"among": ["nobody"]}), "drafter")
 
@@ -93,6 +97,7 @@ def test_accounts_add_up():
         assert stats.drafter == "auto"
         for total in ("forwards", "drafted", "accepted"):
             assert sum(getattr(each, total) for each in stats.drafting.values()) == getattr(stats, total)
+        assert all(each.failures == 0 for each in stats.drafting.values())
         assert sum(each.tokens for each in stats.drafting.values()) == len(one.tokens)
         assert sum(each.verify_s for each in stats.drafting.values()) == pytest.approx(stats.verify_s)
         assert sum(each.draft_s for each in stats.drafting.values()) <= stats.draft_s + 1e-9
@@ -119,7 +124,12 @@ def test_texts_do_not_know_it_with_adversaries_among():
         plain = drive(ToyEngine(slots=32, services=workload.services()), workload.requests())
         auto = registry.get("drafters", "auto").parse(Card("auto", {"among": among}), "drafter")
         mixed = drive(ToyEngine(slots=32, services=workload.services(), curve=CHEAP), workload.requests(auto))
-        assert sum(one.stats.draft_failures for one in mixed.outcomes.values()) > 0
+        stats = [one.stats for one in mixed.outcomes.values()]
+        assert sum(one.draft_failures for one in stats) > 0
+        assert all(sum(each.failures for each in one.drafting.values()) == one.draft_failures for one in stats)
+        failing = {name for one in stats for name, each in one.drafting.items() if each.failures}
+        assert "hostile" in failing
+        assert "ngram" not in failing, "whose failures they are is said"
     assert plain.difference(mixed) is None
 
 

@@ -238,3 +238,19 @@ def test_kinds_of_rows_are_bounded():
     chooser = Chooser([Card("d")], cpu())
     assert {chooser.seat(kind).kind for kind in range(100)} == set(range(KINDS + 1))
     assert chooser.seat(3).kind == 3
+
+
+def test_prompts_are_told_where_the_account_has_room():
+    """Their logits cost 1 ms a token here; at the start an account has room for four calls of 28.9 ms."""
+    chooser = Chooser([Card("reads"), Card("d")], cpu(told_s=0.001), readers=[Card("reads")])
+    assert chooser.hears(200) == []
+    assert chooser.hears(100) == [0]
+    chooser.heard([0], 100)
+    assert chooser.arms[0].seconds == pytest.approx(0.1)
+    assert chooser.hears(100) == []
+    chooser.arms[0].saved = 1.0
+    assert chooser.hears(100) == [0]
+    both = Chooser([Card("a"), Card("b")], cpu(told_s=0.001), readers=[Card("a"), Card("b")])
+    both.heard([0, 1], 100)
+    assert [arm.seconds for arm in both.arms] == pytest.approx([0.05, 0.05]), "one call's logits serve both"
+    assert Chooser([Card("d")], cpu(told_s=0.001)).hears(1) == [], "nobody learns from prompts"

@@ -173,3 +173,26 @@ def test_few_tokens_are_measured_also_where_calls_take_long():
     curve = measure(lambda rows, tokens: 0.06 * bent[tokens], slots=1, longest=64)
     assert curve(1, 4) / curve(1, 1) == pytest.approx(1.24)
     assert max(curve.tokens_N) < 64
+
+
+def test_what_a_prompt_s_logits_cost_is_the_difference():
+    tells = Device(fixed=0.01, each=0.003)
+    assert cost.told(tells, Device(fixed=0.01, each=0.001), 2000) == pytest.approx(32 * 0.002 / 31)
+    assert cost.told(Device(), Device(each=0.002), 2000) == 0.0, "noise is no gain"
+    assert cost.told(lambda rows, tokens: math.inf, Device(), 2000) == 0.0
+    assert cost.told(tells, Device(), 1) == 0.0
+
+
+def test_a_prompt_is_rehearsed_with_logits_behind_its_last_token():
+    lane, seen = ToyLane(slots=2, context=64), []
+    forward = lane.forward
+
+    def spied(chunks, needs):
+        seen.append([(chunk.prefix, len(chunk.tree)) for chunk in chunks])
+        return forward(chunks, needs)
+
+    lane.forward = spied
+    rehearsal(lane, [0], lambda: 0.0, reads=True)(1, 5)
+    rehearsal(lane, [0], lambda: 0.0)(1, 5)
+    assert seen == [[((0, 0, 0, 0), 1)], [((), 5)]]
+    lane.check([])

@@ -8,6 +8,7 @@ from raydecode import registry
 from raydecode.conformance.drive import drive
 from raydecode.contracts import Needs
 from raydecode.engine import draft, schedule
+from raydecode.engine.cost import CostCurve
 from raydecode.engine.toy import VOCAB, ToyEngine, logits
 from raydecode.request import Card, DecodingSpec, Ids, Request, RowId
 from raydecode.tree import TokenTree
@@ -149,7 +150,7 @@ def _read(prompts, drafter="reading", max_tokens=6, **engine):
         forward = made.lane.forward
         made.lane.forward = lambda some, *more: (chunks.append(some), forward(some, *more))[1]
         asks = [
-            DecodingSpec(max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if name else None)
+            DecodingSpec(max_tokens=max_tokens, ignore_eos=True, drafter=Card(name) if isinstance(name, str) else name)
             for name in ([drafter] * len(prompts) if isinstance(drafter, str) else drafter)
         ]
         pairs = zip(prompts.items(), asks, strict=True)
@@ -214,4 +215,18 @@ def test_a_row_that_gave_way_is_not_told_twice():
     assert sum(one.stats.preempted for one in run.outcomes.values()) > 0
     spy.told(prompts)
     _, plain, _ = _read(prompts, drafter=[None] * 4, max_tokens=24)
+    assert {row: one.tokens for row, one in run.outcomes.items()} == {r: o.tokens for r, o in plain.outcomes.items()}
+
+
+@pytest.mark.parametrize(("told_s", "heard"), [(0.0, True), (0.01, True), (1000.0, False)])
+def test_under_auto_prompts_are_told_where_their_logits_are_affordable(told_s, heard):
+    curve = CostCurve((1, 2), (1.0, 1.02), fixed=True, told_s=told_s)
+    prompts = {"a": LONG, "b": LONG[::-1]}
+    auto = Card("auto", {"among": ["reading"]})
+    spy, run, chunks = _read(prompts, drafter=[auto, auto], curve=curve)
+    told = spy.told(prompts)
+    assert len(told) == (sum(len(ids) - 1 for ids in prompts.values()) if heard else 0)
+    inside = [c for call in chunks for c in call if c.tree and c.start + len(c) < len(LONG)]
+    assert bool(inside) == heard, "no logits where nobody is told"
+    _, plain, _ = _read(prompts, drafter=[None, None])
     assert {row: one.tokens for row, one in run.outcomes.items()} == {r: o.tokens for r, o in plain.outcomes.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from raydecode.engine.toy import EOS, TOKEN_BYTES, VOCAB, ToyEngine, ToyLane, lo
 from raydecode.events import OutcomeEvent
 from raydecode.request import DecodingSpec, Ids, Messages, Request, Text
 from raydecode.tree import TokenTree
+from tests.engine.lanes import exercise
 
 TOKENS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6)
 
@@ -94,3 +98,36 @@ def test_poison_needs_a_slot():
     events = engine.step()
     assert {row.request for row in engine.running} == {"good"}
     assert not any(isinstance(event, OutcomeEvent) and event.row.request == "bad" for event in events)
+
+
+# ------------------------------------------------------------------------------------------------------ random trees
+def exercised(lane: ToyLane, seed: int) -> int:
+    return exercise(lane, 3, random.Random(seed), logits, range(4), steps=14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_random_trees_are_read_along_their_paths_kept_rolled_back_and_forked(seed):
+    exercised(ToyLane(slots=3, context=64), seed)
+
+
+@pytest.mark.parametrize("twin", ["no compaction", "no copy on write", "no ancestors"])
+def test_broken_twins_of_a_cache_are_found_out(twin):
+    class Twin(ToyLane):
+        def keep(self, slot, length, path):
+            super().keep(slot, length, range(len(path)) if twin == "no compaction" else path)
+
+        def reserve(self, slot, start, length):
+            if twin != "no copy on write" or start % self.page == 0 or not self.pages.tables[slot]:
+                return super().reserve(slot, start, length)
+            return super().reserve(slot, -(-start // self.page) * self.page, length)
+
+        def forward(self, chunks, needs, *more):
+            if twin == "no ancestors":
+                chunks = [dataclasses.replace(one, tree=TokenTree.chain(one.tree.token)) for one in chunks]
+            return super().forward(chunks, needs, *more)
+
+    assert sum(exercised(ToyLane(slots=3, context=64), seed) for seed in range(20)) > 200
+    with pytest.raises(AssertionError):
+        for seed in range(20):
+            exercised(Twin(slots=3, context=64), seed)

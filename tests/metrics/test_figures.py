@@ -83,7 +83,7 @@ def test_what_served_is_counted_where_the_engine_chose():
     """Column `drafting`: sums over rows by the drafter that served, acceptance by depth, and what nobody drafted."""
     cells = [
         {"ngram": {"forwards": 4, "tokens": 9, "drafted": 12, "accepted": 5, "draft_s": 0.25, "verify_s": 0.5,
-                   "offered": [4, 3], "kept": [3, 2]}, "none": {"forwards": 6, "tokens": 6}},
+                   "failures": 3, "offered": [4, 3], "kept": [3, 2]}, "none": {"forwards": 6, "tokens": 6}},
         {"ngram": {"forwards": 1, "tokens": 1, "drafted": 2, "offered": [1], "kept": [0]},
          "suffix": {"draft_s": 0.125}},
         None,
@@ -98,6 +98,7 @@ def test_what_served_is_counted_where_the_engine_chose():
     ngram = found["ngram"]
     assert (ngram["samples"], ngram["forwards"], ngram["drafted"], ngram["accepted"]) == (2, 5, 14, 5)
     assert (ngram["tokens_per_forward"], ngram["draft_s"], ngram["verify_s"]) == (2.0, 0.25, 0.5)
+    assert (ngram["draft_failures"], found["none"]["draft_failures"]) == (3, 0)
     assert ngram["acceptance_by_depth"] == [[3 / 5, 5], [2 / 3, 3]]
     assert found["none"]["acceptance"] is None
     assert (found["suffix"]["forwards"], found["suffix"]["draft_s"]) == (0, 0.125), "asked, never chosen"

@@ -120,13 +120,14 @@ def test_acceptance_by_depth_is_drawn_and_the_choice_explained():
     cells = {
         "id": ["a"], "sample": [0], "text": [""], "finish_reason": ["eos"], "drafter": ["auto"],
         "drafting": [json.dumps({"ngram": {"forwards": 5, "tokens": 9, "drafted": 9, "accepted": 4, "offered": [4, 2],
-                                           "kept": [3, 1]}})],
+                                           "kept": [3, 1], "failures": 7777}})],
     }  # fmt: skip
     facts = {"workers": [{"worker": "w0", "drafting": "a call of <one> row costs 2"}, {"worker": "w1"}]}
     html = files(measure([pa.table(cells)], facts), facts)["report.html"].decode()
     seen = outline(html)
     assert "w0: a call of <one> row costs 2" in seen.text
     assert "Acceptance by depth" in html
+    assert "7,777" in seen.text, "failures"
     assert "ngram, 1: 0.75" in seen.text, "the title of a point"
     assert "ngram, 2: 0.50" in seen.text
 

@@ -74,7 +74,7 @@ class TorchEngine(Loop):
                 "weights: int8 is for decoder-only models", field="engine.options.weights", value="int8", nearest="full"
             )
         beside = _second_head(card, self.dtype)
-        drafts = {name: _draft_card(path, card, self.dtype, trust) for name, path in (lanes or {}).items()}
+        drafts = {name: _draft_card(name, path, card, self.dtype, trust) for name, path in (lanes or {}).items()}
         for draft in drafts.values():
             beside += draft.weight_bytes(self.dtype) + _second_head(draft, self.dtype)
         drafting = sum(draft.kv_bytes_per_token(self.dtype) for draft in drafts.values())
@@ -122,18 +122,18 @@ def _second_head(card: models.ModelCard, dtype: str) -> int:
     return card.head_bytes(dtype) if card.tied and packs(getattr(torch, dtype)) else 0
 
 
-def _draft_card(folder: Path, target: models.ModelCard, dtype: str, trust: bool) -> models.ModelCard:
-    """The figures of a model to draft with; errors name the drafter's option."""
+def _draft_card(name: str, folder: Path, target: models.ModelCard, dtype: str, trust: bool) -> models.ModelCard:
+    """The figures of a model to draft with; errors name the drafter's option and the model `name`."""
     try:
         check_family(folder, trust_remote_code=trust)
         card = models.check(folder, dtype=dtype)
     except UserError as error:
         raise type(error)(
-            error.message, field="decoding.drafter.model", value=error.value, nearest=error.nearest, hint=error.hint
+            error.message, field="decoding.drafter.model", value=name, nearest=error.nearest, hint=error.hint
         ) from error
     if card.encoder_decoder or target.encoder_decoder:
         raise Refused(
-            "a draft model and its target are decoders", field="decoding.drafter.model", value=str(folder),
+            "a draft model and its target are decoders", field="decoding.drafter.model", value=name,
             hint="drafter: none",
         )  # fmt: skip
     return card

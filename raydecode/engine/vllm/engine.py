@@ -4,16 +4,16 @@ A request becomes n vLLM requests of token ids (they share the prompt by prefix 
 over when a slot is free, so that queueing time, deadlines and cancelling are exact; vLLM refills no sooner itself.
 EOS, stop tokens and limits are given to vLLM as ids and counts; stop strings are found here, in bytes, after each step.
 
-Promise: weaker than the torch engine's. Greedy text equals the torch engine's up to near-ties, and so does sampled
-text of a chain that our processor runs (`own.py`): same noise, same states. A sampled row whose chain vLLM's parameters
-express draws from vLLM's generator for this request, seeded by the row's noise key: it repeats with the same vLLM,
-device and batch arithmetic, and differs from what the torch engine draws. Such a row cannot be resumed (the generator's
-state would be needed), nor can one of ours whose state needs past log-probabilities; all others can, their delivered
-ids becoming prompt.
+Promise: weaker than the torch engine's, `near-ties only`. Greedy text equals the torch engine's up to near-ties, and so
+does every sampled text: all rows that are not plainly greedy run our chain and noise (`own.py`), also where vLLM's own
+parameters would express their chain. A text does not depend on who drafted: where vLLM speculates, by a row's own
+drafter (`drafts`, `draft.py`) or by its method (options.speculative_config, for all rows), drafts are verified by them
+(`verifier.py`). A row can be resumed, its delivered ids becoming prompt, unless the state of its sampler
+needs past log-probabilities.
 
-Where vLLM speculates, by a row's drafter (`drafts`, `draft.py`) or by its own method (options.speculative_config, for
-all rows), every row that is not plainly greedy runs our chain and noise, and drafts are verified by them
-(`verifier.py`): a text does not depend on who drafted, and a sampled one is the torch engine's.
+With options.draws: vllm (`draws.py`) chains that vLLM's parameters express draw from vLLM's generator of the request,
+seeded by the row's noise key: a text repeats with the same vLLM, device and batch arithmetic, but is another one than
+the torch engine's and than the same job's with a drafter, and its row cannot be resumed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from raydecode.engine.admission import fit_prompt
 from raydecode.engine.dtype import fast_dtype
 from raydecode.engine.ending import settled
 from raydecode.engine.vllm import draft
+from raydecode.engine.vllm.draws import own_draws
 from raydecode.engine.vllm.own import wire
 from raydecode.engine.vllm.params import DRAFTER, decided, plan, refuse, row_seed
 from raydecode.engine.vllm.rows import Row, facts
@@ -47,6 +48,10 @@ from raydecode.tree import TokenTree
 PAUSE_S = 0.001
 """Sleep after a step that returned nothing: vLLM's step comes back at once while a grammar compiles in a thread."""
 
+OWN = "sampled rows draw the torch engine's noise, whoever drafts"
+THEIRS = "sampled rows draw from vLLM's generators where its parameters express a chain, else the torch engine's noise"
+"""What holds, in words: in the log and the report."""
+
 
 class VllmEngine:
     """One per process.
@@ -56,7 +61,7 @@ class VllmEngine:
     max_length: prompt + output of a row; None = the model's context
     threads:    CPU only; None = torch's own (OMP_NUM_THREADS)
     drafts:     most tokens per row and step that a row's drafter may propose; 0 = rows have no drafters
-    options:    further fields of vllm.EngineArgs, for example speculative_config, quantization, tensor_parallel_size
+    options:    draws (`draws.py`), and further fields of vllm.EngineArgs, for example speculative_config, quantization
     stream:     also send TextEvent and StepEvent
     """
 
@@ -93,6 +98,8 @@ class VllmEngine:
 
         given = dict(options or {})
         self._options, self._drafts, self._speculates = given, drafts, bool(drafts or speculation(given))
+        self._own = self._speculates or own_draws(given)
+        self.detail = f"{self.detail}; {OWN if self._own else THEIRS}"
         self.vocabulary = Vocabulary.of(folder, trust_remote_code=bool(given.get("trust_remote_code")))
         self._vllm = start(
             Path(folder),
@@ -202,7 +209,7 @@ class VllmEngine:
         refused = self.refuse(spec)
         if refused:
             raise RowError("request", "Refused", str(refused))
-        mapped = plan(spec.sampler, speculates=self._speculates)
+        mapped = plan(spec.sampler, own=self._own)
         if spec.drafter:
             spec = replace(spec, drafter=registry.get("drafters", spec.drafter.name).parse(spec.drafter, DRAFTER))
         drafter = drafts_for(spec, self._options)
@@ -241,8 +248,8 @@ class VllmEngine:
         if not replayable:
             raise RowError(
                 "request", "BadResume",
-                "engine vllm cannot resume a row that vLLM's own generator or penalties shape, or whose sampler keeps "
-                "state of past log-probabilities; use engine torch, or decode the row from its start",
+                "engine vllm cannot resume a row whose sampler keeps state of past log-probabilities, nor, with "
+                "draws: vllm, one that vLLM shapes; use engine torch, or decode the row from its start",
             )  # fmt: skip
 
     def _admit(self, events: list[Event]) -> None:
@@ -340,7 +347,8 @@ class VllmEngine:
             )
         if self._speculates:
             found = next(filter(None, self._ask("raydecode_drafted", key)))
-            row.drafted, row.draft_failures = found["drafted"], found.get("failures", 0)
+            row.drafted, row.draft_steps = found["drafted"], found["steps"]
+            row.draft_failures = found.get("failures", 0)
             row.drafter_bytes, row.draft_s = found.get("bytes", 0), found.get("seconds", 0.0)
         events.append(row.outcome(self.clock()))
 

@@ -7,9 +7,10 @@ vLLM 0.32 shapes logits in one fixed order (v1/sample/sampler.py; stage numbers 
 A chain maps if its stages never fall, no method occurs twice and no two methods set one field; without a temperature
 the field is set to 1. The engine knows no method: `registry.Vllm` on the card says which field an option becomes.
 Any other chain of samplers that read logits and ids only is run whole by our logits processor (`own.py`), draw
-included, and vLLM's own fields stay neutral.
+included, and vLLM's own fields stay neutral. So is every chain but plain greedy, unless a job says otherwise
+(`draws.py`).
 
-Where the two engines' laws differ although the chain maps:
+Where the two engines' laws differ if vLLM runs a chain that maps:
   - top-k and top-p: of tokens with equal logits at the cut vLLM's top-p keeps some, ours all;
   - vLLM's draw uses a generator of its own per request, seeded by the row's noise key: the same row gives the same
     text in every batch of the same shape of logits, but not the text that the torch engine draws.
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raydecode import registry
+from raydecode.engine.vllm.draws import own_draws, refuse_draws
 from raydecode.engine.vllm.speculation import both, refuse_speculation, speculation
 from raydecode.errors import Refused, UserError
 from raydecode.request import FIELDS, SINGLE, Card, DecodingSpec
@@ -86,12 +88,12 @@ def refuse(spec: DecodingSpec, options: Mapping[str, Any] | None = None) -> Refu
                 hint=f"what would work: {INSTEAD[room]}",
             )
     options = options or {}
-    refused = refuse_speculation(options)
+    refused = refuse_draws(options) or refuse_speculation(options)
     if refused:
         return refused
     try:
         _check_drafter(spec.drafter, options)
-        plan(spec.sampler, speculates=bool(speculation(options)))
+        plan(spec.sampler, own=own_draws(options) or bool(speculation(options)))
     except Refused as refusal:
         return refusal
     except UserError as error:
@@ -118,24 +120,24 @@ def _check_drafter(card: Card | None, options: Mapping[str, Any]) -> None:
     method.parse(card, DRAFTER)
 
 
-def plan(chain: Sequence[Card], *, speculates: bool = False) -> Mapped:
+def plan(chain: Sequence[Card], *, own: bool = False) -> Mapped:
     """The chain as vLLM's parameters if they express it, else as our processor's; raises Refused where neither can.
 
-    speculates: then vLLM verifies plain greedy rows, and we all others: its rejection sampling would make the text of a
-    seed depend on the drafts, and it ignores or refuses some fields.
+    own: all that is not plainly greedy is ours: where raydecode draws (`draws.py`), and where vLLM speculates, since
+    its rejection sampling would make the text of a seed depend on the drafts, and it ignores or refuses some fields.
     """
     try:
         mapped = map_chain(chain)
     except Refused:
-        own = own_chain(chain)
+        cards = own_chain(chain)
     else:
         registry.check_chain(chain, "decoding.sampler")
-        if not speculates or (mapped.greedy and len(mapped.fields) == 1):
+        if not own or (mapped.greedy and len(mapped.fields) == 1):
             return mapped
-        own = own_chain(chain)
-    methods = [registry.get("samplers", card.name) for card in own]
+        cards = own_chain(chain)
+    methods = [registry.get("samplers", card.name) for card in cards]
     state = any(method.needs.own_logp and getattr(method.factory, "columns", {}) for method in methods)
-    return Mapped({"temperature": 0.0}, any(method.needs.history for method in methods), own, state)
+    return Mapped({"temperature": 0.0}, any(method.needs.history for method in methods), cards, state)
 
 
 def own_chain(chain: Sequence[Card]) -> tuple[Card, ...]:

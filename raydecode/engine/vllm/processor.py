@@ -276,13 +276,14 @@ class Extension:
         attach(self)
 
     def raydecode_drafted(self, id: str) -> dict[str, Any]:
-        """Of a row that ended, where vLLM speculates: tokens verified for it, and what its drafter was."""
+        """Where vLLM speculates, of a row that ended: tokens verified for it, in how many steps, its drafter's work."""
         runner: Any = self.model_runner
         if not hasattr(runner, "rejection_sampler"):
             return {}
         close = getattr(runner.drafter, "close", None)
         own = dataclasses.asdict(close(id)) if close else {}
-        return {"drafted": runner.rejection_sampler.drafted.pop(id, 0), **own}
+        verifier = runner.rejection_sampler
+        return {"drafted": verifier.drafted.pop(id, 0), "steps": verifier.steps.pop(id, 0), **own}
 
     def _raydecode(self) -> list[Processor]:
         """Ours, not vLLM's own nor the plug-in at rest. V1 keeps processors with the batch, V2 with the sampler."""

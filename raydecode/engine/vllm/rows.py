@@ -12,7 +12,7 @@ from typing import Any
 
 from raydecode.engine.ending import first_stop, named, settled
 from raydecode.engine.vllm.params import Mapped
-from raydecode.events import Fault, FinishReason, OutcomeEvent, RowStats, TextEvent, TokenEvent
+from raydecode.events import Drafting, Fault, FinishReason, OutcomeEvent, RowStats, TextEvent, TokenEvent
 from raydecode.request import DecodingSpec, RowId
 
 TopLogp = tuple[tuple[int, float], ...]
@@ -55,6 +55,7 @@ class Row:
     forwards: int = 0
     accepted: int = 0
     drafted: int = 0
+    draft_steps: int = 0
     draft_failures: int = 0
     drafter_bytes: int = 0
     draft_s: float = 0.0
@@ -94,6 +95,20 @@ class Row:
         self.shown = end
         return event
 
+    def _drafting(self) -> dict[str, Drafting]:
+        """What its drafter did, and the steps without a draft; acceptance by depth and verify_s are not known here.
+
+        A worker may be a step ahead of what came out.
+        """
+        if self.drafter is None:
+            return {}
+        steps = min(self.draft_steps, self.forwards)
+        drafts = Drafting(
+            steps, steps + self.accepted, self.drafted, self.accepted, self.draft_s, failures=self.draft_failures
+        )
+        plain = self.forwards - steps
+        return {self.drafter: drafts, **({"none": Drafting(plain, plain)} if plain else {})}
+
     def outcome(self, now: float) -> OutcomeEvent:
         assert self.reason is not None
         stats = RowStats(
@@ -106,6 +121,7 @@ class Row:
             drafter=self.drafter,
             drafter_bytes=self.drafter_bytes,
             draft_s=self.draft_s,
+            drafting=self._drafting(),
             queued_s=(self.admitted_at or now) - self.submitted_at,
             first_token_s=max(self.first_token_at - self.submitted_at, 0.0),
             total_s=now - self.submitted_at,

@@ -5,8 +5,8 @@ Measured on 2 cores of a Zen 2 (AVX2, no bfloat16 instructions) and on a Zen 4, 
   - in process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`) 1.2 to 1.4 times faster on CPU, and `abort` takes effect at once;
   - bfloat16 without its instructions is 6.6 times slower than float32 (24 against 160 tokens/s, 32 rows, one thread),
     so `dtype: auto` means what it means for the torch engine, float32 on such a machine;
-  - a seeded row whose prompt is prefilled in chunks ends the engine on CPU ("CPU Generator does not use offset"), so
-    chunked prefill is off there and the step's token budget holds a whole prompt;
+  - a row with a generator of vLLM's (`draws: vllm`) whose prompt is prefilled in chunks ends the engine on CPU ("CPU
+    Generator does not use offset"); chunked prefill is off there and the step's token budget holds a whole prompt;
   - the first row that asks for log-probabilities made vLLM compile a counting kernel in C++ (15 s, and the engine's end
     where there is no compiler): eager means eager for such helpers too.
 """
@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raydecode.engine.vllm.draws import NAME as DRAWS
+from raydecode.engine.vllm.draws import own_draws, refuse_draws
 from raydecode.engine.vllm.speculation import FIELD, refuse_speculation, speculation
 from raydecode.errors import UserError, nearest
 from raydecode.models import locate
@@ -163,16 +165,20 @@ def start(
 
 def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, drafts: int = 0) -> None:
     """Every option is an EngineArgs field that raydecode does not set itself."""
-    refused = refuse_speculation(options, drafts)
+    refused = refuse_draws(options) or refuse_speculation(options, drafts)
     if refused:
         raise refused
-    if cpu and options.get("enable_chunked_prefill") and not (drafts or speculation(options)):
+    theirs = not (drafts or speculation(options) or own_draws(options))  # rows with a generator of vLLM's
+    if cpu and options.get("enable_chunked_prefill") and theirs:
         raise UserError(
-            "a seeded row whose prompt is read in chunks ends vLLM's engine on CPU",
-            field="engine.options.enable_chunked_prefill", value=True, hint="leave it out: prompts are read whole here",
+            "a row that vLLM draws for and whose prompt is read in chunks ends its engine on CPU",
+            field="engine.options.enable_chunked_prefill", value=True,
+            hint="leave it out: prompts are read whole here; or draws: raydecode",
         )  # fmt: skip
     for name, value in options.items():
         where = f"engine.options.{name}"
+        if name == DRAWS:
+            continue
         if name in OURS:
             raise UserError(f"raydecode sets '{name}' itself", field=where, value=value, hint=f"say it by {OURS[name]}")
         if name not in known:
@@ -183,8 +189,8 @@ def check_options(options: Mapping[str, Any], known: list[str], *, cpu: bool, dr
 
 
 def with_folder(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in vLLM's own words; the source of a draft model, said as a job says `model`, becomes its folder."""
-    given = speculation(options)
+    """The options in vLLM's words, ours left out; a draft model's source, said as a job says `model`, is its folder."""
+    given, options = speculation(options), {name: value for name, value in options.items() if name != DRAWS}
     if given is None:
         return {name: value for name, value in options.items() if name != "speculative_config"}
     if given["method"] == "draft_model":

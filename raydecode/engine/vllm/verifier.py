@@ -30,13 +30,14 @@ from raydecode.engine.vllm.proposer import FIELD, Proposer
 
 
 class Verifier(RejectionSampler):
-    """drafted: row id (`draft.wire`) -> tokens that were verified for it so far."""
+    """By row id (`draft.wire`), so far. drafted: tokens that were verified for it; steps: in how many steps."""
 
     def __init__(self, runner: Any, processor: Processor) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
         self._runner, self._processor = runner, processor
         self._targets: list[tuple[int, int]] = []
         self.drafted: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
 
     def forward(self, metadata: Any, draft_probs: Any, logits: Tensor, sampling_metadata: Any) -> Any:
         """One row per slot: its drafted positions, then the one behind them; `metadata` has positions without the last
@@ -74,6 +75,7 @@ class Verifier(RejectionSampler):
                 row = (params.extra_args or {}).get(FIELD)
                 if row:
                     self.drafted[row["id"]] += count
+                    self.steps[row["id"]] += 1
 
 
 def attach(worker: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 
 from raydecode import registry
+from raydecode.conformance.drafters import CHEAP
 from raydecode.conformance.options import option_sets
 from raydecode.contracts import Needs
 from raydecode.engine.lane import Chunk, Hook
@@ -233,6 +234,21 @@ def test_drafts_change_no_text(family: str, engines: Callable[[str], tuple[Torch
         for name in ("random_paths", "maximal", "constant"):
             assert texts(drain(loop(engine), rows_of(Card(name)))) == truth, name
     assert accepted > 0
+
+
+@pytest.mark.parametrize("family", ["t5", "marian"])
+def test_auto_measures_and_drafts_where_it_pays(family: str, engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:
+    """With a source in the slots that it measures in, and nothing of it left; on cheap calls it drafts."""
+    engine, _ = engines(family)
+    truth = texts(drain(loop(engine), rows_of(None)))
+    auto = Card("auto")
+    measured = loop(engine)
+    assert texts(drain(measured, rows_of(auto))) == truth
+    assert measured.choice.curve is not None
+    assert measured.choice.curve(1, 1) > 0
+    found = drain(loop(engine, curve=CHEAP), rows_of(auto))
+    assert texts(found) == truth
+    assert sum(one.stats.drafted for one in found.values()) > 0
 
 
 def test_short_memory_costs_time_and_no_text(engines: Callable[[str], tuple[TorchEngine, Any]]) -> None:

@@ -14,7 +14,8 @@ from raydecode.engine.lane import Chunk
 from raydecode.engine.torch.cache import PAGE
 from raydecode.engine.torch.lane import TorchLane
 from raydecode.tree import TokenTree
-from tests.engine.torch.builds import builds
+from tests.engine.lanes import exercise
+from tests.engine.torch.builds import COMPILED, builds
 from tests.engine.torch.test_families import FAMILIES, MOE
 from tests.engine.torch.twins import TWINS
 
@@ -83,3 +84,19 @@ def test_a_naive_kernel_is_found_out(family: str, tiny_folder: Callable[..., Pat
     TWINS["scattered paths"](monkeypatch)
     wrong, seen = differing(lane, random.Random(5))
     assert 0 < wrong < seen
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_random_trees_rolled_back_and_forked(tiny_folder: Callable[..., Path], compiled: bool) -> None:
+    """Forty operations: a node's bits are those of its tokens in an empty slot."""
+    lane = TorchLane(tiny_folder(FAMILIES["llama"]()), dtype="float32", slots=4, context=126, compiled=compiled)
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def truth(tokens: list[int]) -> torch.Tensor:
+        if tuple(tokens) not in known:
+            chunk = Chunk(3, 0, tuple(tokens[:-1]), TokenTree.root(tokens[-1]))
+            known[tuple(tokens)] = lane.forward([chunk], Needs()).logits_MV[0].clone()
+            lane.release(3)
+        return known[tuple(tokens)]
+
+    assert exercise(lane, 3, random.Random(4), truth, range(5, 9), steps=40) > 100

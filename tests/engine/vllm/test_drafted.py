@@ -1,6 +1,6 @@
 """Drafts inside the real vLLM, each engine in a process of its own: ours by row, vLLM's own for all rows.
 
-Texts are those of plain vLLM (greedy, and chains that our processor runs there too) and, sampled, the torch engine's.
+Texts are those of plain vLLM and, sampled, the torch engine's: one seed, one text, whoever drafts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHAINS: dict[str, tuple[Card, ...]] = {
     "penalty": (Card("temperature", {"value": 0.7}), Card("repetition_penalty", {"value": 1.2})),
     "mirostat2": (Card("mirostat2", {"tau": 3.0}),),
 }
-"""The last three in orders that vLLM does not have: plain vLLM runs them by our processor."""
+"""All but the first are drawn by our processor, on plain vLLM too; the last three in orders that vLLM does not have."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def elsewhere(folder: Path, arguments: Mapping[str, Any], *runs: Run) -> list[di
 
 @pytest.fixture(scope="module")
 def truth(vllm_engine: VllmEngine, smollm: Path) -> dict[str, OutcomeEvent]:
-    """Plain decoding: greedy rows by vLLM, sampled ones by the torch engine, and by both where vLLM draws our noise."""
+    """Plain decoding: greedy rows by vLLM, sampled ones by both engines, with one noise."""
     from raydecode.engine.torch import TorchEngine
 
     rows = asked([None])
     theirs = run(TorchEngine(smollm, dtype="float32", slots=SLOTS, max_length=LENGTH), Run(rows))
     greedy = [row for row in rows if row.decoding.sampler == GREEDY]
-    ours = [row for row in rows if plan(row.decoding.sampler).own is not None]
-    assert len(ours) == 3 * len(PROMPTS)
+    ours = [row for row in rows if plan(row.decoding.sampler, own=True).own is not None]
+    assert len(ours) == 4 * len(PROMPTS)
     plain = run(vllm_engine, Run(greedy + ours))
     same({row.id: plain[row.id] for row in ours}, theirs)
     return theirs | plain
@@ -138,6 +138,9 @@ def accounted(outcomes: Mapping[str, OutcomeEvent]) -> None:
         assert stats.draft_failures == 0, id
         assert 0 <= stats.accepted <= stats.drafted, id
         assert stats.forwards + stats.accepted == len(outcome.tokens), id
+        if stats.drafter:
+            assert sum(one.forwards for one in stats.drafting.values()) == stats.forwards, id
+            assert stats.drafting[stats.drafter].drafted == stats.drafted, id
 
 
 def test_our_drafters_leave_every_text(smollm: Path, truth: dict[str, OutcomeEvent]) -> None:
@@ -202,3 +205,10 @@ def test_vllm_s_own_methods_leave_every_text(smollm: Path, truth: dict[str, Outc
     assert sum(one.accepted for one in greedy) > 20
     if method == "draft_model":
         assert sum(one.forwards for one in greedy) < 0.4 * TOKENS * len(greedy)
+
+
+def test_prompts_in_chunks_without_drafts_leave_every_text(smollm: Path, truth: dict[str, OutcomeEvent]) -> None:
+    """No row has a generator of vLLM's, which could not be set back; what a chunk's end samples is thrown away."""
+    options = {"enable_chunked_prefill": True, "long_prefill_token_threshold": 8}
+    (outcomes,) = elsewhere(smollm, {"options": options}, Run(asked([None]), reset=(5,)))
+    same(outcomes, truth)

@@ -187,6 +187,17 @@ def test_stop_tokens_and_ignore_eos(vllm_engine: VllmEngine) -> None:
     assert beyond.tokens[: len(plain.tokens)] == plain.tokens
 
 
+@pytest.fixture(params=["raydecode", "vllm"])
+def draws(request: pytest.FixtureRequest, vllm_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who draws: as an engine started with this option decides it, row by row."""
+    monkeypatch.setattr(vllm_engine, "_own", request.param == "raydecode")
+    return request.param
+
+
+theirs = pytest.mark.parametrize("draws", ["vllm"], indirect=True)
+
+
+@pytest.mark.usefixtures("draws")
 def test_samples_repeat_and_differ(vllm_engine: VllmEngine) -> None:
     def texts(id: str, seed: int, **spec: Any) -> dict[int, bytes]:
         request = Request("r" + str(seed), id, PARIS, DecodingSpec(max_tokens=8, n=3, seed=seed, **spec))
@@ -200,6 +211,7 @@ def test_samples_repeat_and_differ(vllm_engine: VllmEngine) -> None:
     assert texts("a", 4) != first
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_row_s_draw_does_not_depend_on_the_batch(vllm_engine: VllmEngine) -> None:
     spec = {
         "seed": 5,
@@ -347,6 +359,8 @@ def test_samples_are_resumed_each_from_its_own(vllm_engine: VllmEngine) -> None:
     [{}, {"sampler": (Card("repetition_penalty", {"value": 1.2}), Card("greedy"))}, {"sampler": GREEDY, "n": 2}],
     ids=["sampled", "penalty", "samples"],
 )
+@theirs
+@pytest.mark.usefixtures("draws")
 def test_what_cannot_be_resumed_is_said(vllm_engine: VllmEngine, spec: dict) -> None:
     outcomes = run(vllm_engine, ask("r", resume=((30,),), **spec)).outcomes
     assert len(outcomes) == spec.get("n", 1)
@@ -355,6 +369,8 @@ def test_what_cannot_be_resumed_is_said(vllm_engine: VllmEngine, spec: dict) -> 
         assert outcome.error.kind == "BadResume"
 
 
+@theirs
+@pytest.mark.usefixtures("draws")
 def test_long_seeded_prompts_side_by_side(vllm_engine: VllmEngine) -> None:
     """With chunked prefill this ends vLLM's engine on CPU: its generators cannot be set back."""
     rows = [ask(f"r{i}", Ids(tuple(range(500 + i, 880 + i))), max_tokens=2, seed=i, ignore_eos=True) for i in range(8)]
@@ -369,3 +385,9 @@ def test_statistics(vllm_engine: VllmEngine) -> None:
         assert stats.forwards == 4
         assert 0 <= stats.queued_s <= stats.first_token_s <= stats.total_s
         assert stats.prompt_tokens == len(vllm_engine.vocabulary.encode(PROMPTS[int(row.request[1:])]))
+
+
+def test_who_draws_is_said(vllm_engine: VllmEngine) -> None:
+    assert "draw the torch engine's noise, whoever drafts" in vllm_engine.detail
+    refused = vllm_engine.refuse(DecodingSpec())
+    assert refused is None

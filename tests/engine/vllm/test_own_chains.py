@@ -22,7 +22,19 @@ def ask(id: str, chain: tuple[Card, ...], prompt: str = PROMPTS[1], **spec: obje
     return Request(id, id, Text(prompt), DecodingSpec(**{"max_tokens": 12, "seed": 3, "sampler": chain} | spec))
 
 
-REQUESTS = [ask(f"{name}{i}", chain, prompt) for name, chain in CHAINS.items() for i, prompt in enumerate(PROMPTS)]
+EXPRESSIBLE: dict[str, tuple[Card, ...]] = {
+    "plain": (),
+    "heat": (Card("temperature", {"value": 0.8}), Card("min_p", {"p": 0.02})),
+    "nucleus": (Card("repetition_penalty", {"value": 1.2}), Card("top_p", {"p": 0.9})),
+}
+"""Chains that vLLM's own parameters could give."""
+
+
+def asked(chains: dict[str, tuple[Card, ...]]) -> list[Request]:
+    return [ask(f"{name}{i}", chain, prompt) for name, chain in chains.items() for i, prompt in enumerate(PROMPTS)]
+
+
+REQUESTS = asked(CHAINS | EXPRESSIBLE)
 
 
 def run(engine: Engine, *requests: Request, reset: tuple[int, ...] = ()) -> dict[str, OutcomeEvent]:
@@ -66,9 +78,13 @@ def test_each_alone_is_each_in_the_crowd(vllm_engine: VllmEngine, crowd: dict[st
         assert alone.tokens == crowd[request.id].tokens
 
 
-def test_pre_emption_leaves_texts_and_states(vllm_engine: VllmEngine, crowd: dict[str, OutcomeEvent]) -> None:
-    native = ask("native", (Card("temperature", {"value": 0.8}),))
-    again = run(vllm_engine, *REQUESTS, native, reset=(3, 4, 17, 30))
+def test_pre_emption_leaves_texts_and_states(
+    vllm_engine: VllmEngine, crowd: dict[str, OutcomeEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a row that vLLM draws for."""
+    monkeypatch.setattr(vllm_engine, "_own", False)
+    native = ask("native", EXPRESSIBLE["heat"])
+    again = run(vllm_engine, *asked(CHAINS), native, reset=(3, 4, 17, 30))
     assert again.pop("native").error is None
     for id, outcome in again.items():
         assert outcome.tokens == crowd[id].tokens, id
@@ -101,7 +117,7 @@ def test_a_sampled_row_is_resumed_and_one_with_lost_state_says_so(
 ) -> None:
     from dataclasses import replace
 
-    cuts = {"dry1": 1, "order1": 7, "penalty1": 10}
+    cuts = {"dry1": 1, "order1": 7, "penalty1": 10, "nucleus1": 5}
     asked = [replace(one, resume=(crowd[one.id].tokens[: cuts[one.id]],)) for one in REQUESTS if one.id in cuts]
     for name, resumed in run(vllm_engine, *asked).items():
         assert (resumed.tokens, resumed.text) == (crowd[name].tokens, crowd[name].text)

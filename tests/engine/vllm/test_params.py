@@ -116,7 +116,7 @@ def test_refusals_name_the_place_and_what_would_work(cards: tuple, field: str, s
 )
 def test_beside_speculation_vllm_verifies_plain_greedy_rows_only(cards: tuple, own: bool) -> None:
     """vLLM refuses or ignores some fields then, and its rejection sampling makes a text depend on the drafts."""
-    found = plan(chain(*cards), speculates=True)
+    found = plan(chain(*cards), own=True)
     assert (found.own is not None) == own
     assert found.own in (None, own_chain(chain(*cards)))
     assert found.fields == {"temperature": 0.0}

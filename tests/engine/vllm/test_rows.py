@@ -64,3 +64,16 @@ def test_logprobs_of_one_position() -> None:
     unlikely = {7: Logprob(-5.0, 31), 2: Logprob(-0.5, 1), 3: Logprob(-1.5, 2)}
     assert facts(unlikely, 7, 2) == (-5.0, ((2, -0.5), (3, -1.5)))
     assert facts({2: Logprob(-0.5, 1)}, 2, 0) == (-0.5, ())
+
+
+def test_what_drafters_did_is_by_drafter() -> None:
+    row, _ = fold(DecodingSpec(), [0] * 8)
+    row.drafter, row.forwards, row.accepted, row.drafted, row.draft_steps, row.draft_failures = "ngram", 5, 3, 12, 4, 1
+    stats = row.outcome(0.0).stats
+    assert set(stats.drafting) == {"ngram", "none"}
+    for total in ("forwards", "drafted", "accepted"):
+        assert sum(getattr(one, total) for one in stats.drafting.values()) == getattr(stats, total)
+    assert sum(one.tokens for one in stats.drafting.values()) == len(row.output)
+    assert stats.drafting["ngram"].failures == 1
+    row.drafter = None
+    assert row.outcome(0.0).stats.drafting == {}

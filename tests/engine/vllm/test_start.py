@@ -71,10 +71,19 @@ def test_an_unknown_option_has_its_nearest_name() -> None:
 
 def test_chunked_prefill_is_refused_where_it_would_end_the_engine() -> None:
     chunked = {"enable_chunked_prefill": True}
-    with pytest.raises(UserError, match="in chunks ends vLLM's engine on CPU"):
-        start.check_options(chunked, list(chunked), cpu=True)
-    start.check_options(chunked, list(chunked), cpu=False)
-    start.check_options(chunked, list(chunked), cpu=True, drafts=8)  # there no row has a generator of vLLM's
+    theirs = chunked | {"draws": "vllm"}
+    with pytest.raises(UserError, match="in chunks ends its engine on CPU"):
+        start.check_options(theirs, list(chunked), cpu=True)
+    start.check_options(theirs, list(chunked), cpu=False)
+    start.check_options(theirs, list(chunked), cpu=True, drafts=8)  # there no row has a generator of vLLM's
+    start.check_options(chunked, list(chunked), cpu=True)
+
+
+def test_who_draws_is_checked_and_no_word_of_vllm_s() -> None:
+    with pytest.raises(UserError, match="raydecode or vllm") as caught:
+        start.check_options({"draws": "vlm"}, [], cpu=True)
+    assert (caught.value.field, caught.value.nearest) == ("engine.options.draws", "vllm")
+    assert start.with_folder({"draws": "vllm", "enforce_eager": True}) == {"enforce_eager": True}
 
 
 def test_what_speculation_cannot_stand_beside_is_refused_before_a_model_is_loaded() -> None:
