@@ -211,7 +211,8 @@ def load(
             "--backend", "openai-chat", "--base-url", address, "--endpoint", "/v1/chat/completions",
             "--model", NAME, "--tokenizer", args.folder, "--dataset-name", "custom", "--dataset-path", str(data),
             "--skip-chat-template", "--disable-shuffle", "--custom-output-len", str(args.tokens),
-            "--num-prompts", str(count), "--max-concurrency", str(concurrency), "--request-rate", str(rate), "--seed", "7",
+            "--num-prompts", str(count), "--max-concurrency", str(concurrency), "--request-rate", str(rate),
+            "--seed", "7",
             "--extra-body", json.dumps(extra), "--percentile-metrics", "ttft,tpot", "--metric-percentiles", "50,99",
             "--disable-tqdm", "--save-result", "--result-dir", folder, "--result-filename", "out.json",
         ]  # fmt: skip
