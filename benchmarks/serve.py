@@ -56,7 +56,7 @@ QUESTIONS = ROOT.parent / "shared/data/spec_bench/question.jsonl"
 
 # ---------------------------------------------------------------------- what is asked
 def questions(count: int, longest: int) -> list[str]:
-    """Questions of at most `longest` characters, spread over the corpus; the load puts them into the template."""
+    """Questions of at most `longest` characters, spread over the corpus; the server puts them into the template."""
     path = QUESTIONS if QUESTIONS.exists() else next((ROOT / "configs/data").glob("*.jsonl"))
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [line["turns"][0] if "turns" in line else line["prompt"] for line in lines]
@@ -208,10 +208,11 @@ def load(
         extra = {"temperature": 0.0}
         extra |= {"decoding": {"ignore_eos": True}} if system.startswith("raydecode") else {"ignore_eos": True}
         asked = [
-            "--backend", "openai", "--base-url", address, "--endpoint", "/v1/completions",
+            "--backend", "openai-chat", "--base-url", address, "--endpoint", "/v1/chat/completions",
             "--model", NAME, "--tokenizer", args.folder, "--dataset-name", "custom", "--dataset-path", str(data),
-            "--disable-shuffle", "--custom-output-len", str(args.tokens), "--num-prompts", str(count),
-            "--max-concurrency", str(concurrency), "--request-rate", str(rate), "--seed", "7",
+            "--skip-chat-template", "--disable-shuffle", "--custom-output-len", str(args.tokens),
+            "--num-prompts", str(count), "--max-concurrency", str(concurrency), "--request-rate", str(rate),
+            "--seed", "7",
             "--extra-body", json.dumps(extra), "--percentile-metrics", "ttft,tpot", "--metric-percentiles", "50,99",
             "--disable-tqdm", "--save-result", "--result-dir", folder, "--result-filename", "out.json",
         ]  # fmt: skip
