@@ -57,8 +57,10 @@ class Served:
 class Stream(Protocol):
     """The events of one request."""
 
-    migrations: int
-    """how often it went on in another replica"""
+    @property
+    def migrations(self) -> int:
+        """How often it went on in another replica."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 
