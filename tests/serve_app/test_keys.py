@@ -37,7 +37,8 @@ def test_a_key_is_known_by_its_hash() -> None:
     assert one.admit(header, "10.1.2.3")[0].name == "me"
     for headers in ({}, {"authorization": "Bearer rd-no"}, {"authorization": "Basic x"}, {"authorization": "Bearer "}):
         error = refused(one, headers)
-        assert error.status == 401 and error.headers["WWW-Authenticate"] == "Bearer"
+        assert error.status == 401
+        assert error.headers["WWW-Authenticate"] == "Bearer"
     assert len({new_key() for _ in range(20)}) == 20
 
 
@@ -72,6 +73,7 @@ def test_tokens_count_by_the_day() -> None:
     assert one.admit(header, None)[1]["x-ratelimit-remaining-tokens"] == "10"
     one.spend(account, 30)
     error = refused(one, header)
-    assert error.code == "insufficient_quota" and error.headers["Retry-After"] == str(86_400 - 1000)
+    assert error.code == "insufficient_quota"
+    assert error.headers["Retry-After"] == str(86_400 - 1000)
     clock.now += 86_400
     one.admit(header, None)

@@ -25,7 +25,8 @@ LONG = {"model": "slow", "prompt": "ab", "max_tokens": 2000, "seed": 1}
 
 def test_a_client_that_leaves_frees_its_slot(server: Server) -> None:
     with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
-        assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
         next(response.iter_lines())
         assert server.held("slow") == 1
     until(lambda: server.held("slow") == 0)
@@ -59,7 +60,14 @@ def test_many_clients_leave_at_random(server: Server) -> None:
 
 
 def test_a_trace_shows_tokens_and_steps(server: Server) -> None:
-    body = {"model": "toy", "prompt": "ab", "max_tokens": 12, "seed": 3, "trace": True, "decoding": {"drafter": "ngram"}}
+    body = {
+        "model": "toy",
+        "prompt": "ab",
+        "max_tokens": 12,
+        "seed": 3,
+        "trace": True,
+        "decoding": {"drafter": "ngram"},
+    }
     chunks = server.sse("/v1/completions", body)
     tokens = [one for chunk in chunks for one in chunk["raydecode"].get("tokens", ())]
     steps = [one for chunk in chunks for one in chunk["raydecode"].get("steps", ())]
@@ -76,8 +84,11 @@ def test_a_trace_shows_tokens_and_steps(server: Server) -> None:
 
 def test_request_ids_come_back(server: Server) -> None:
     assert server.http.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-    made = [server.http.get("/v1/models", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b\tc")]
-    assert all(id.startswith("req-") for id in made) and made[0] != made[1]
+    made = [
+        server.http.get("/v1/models", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b\tc")
+    ]
+    assert all(id.startswith("req-") for id in made)
+    assert made[0] != made[1]
     assert server.http.get("/readyz").json() == {"status": "ready"}
     assert server.http.get("/healthz").headers.get("access-control-allow-origin") is None
 
@@ -186,7 +197,8 @@ def test_a_fault_before_the_first_chunk_has_a_status(
     assert (response.status_code, error["code"]) == (status, code)
     assert set(error) == {"message", "type", "param", "code"}
     assert ("retry-after" in response.headers) == (status == 429 or isinstance(script, Unavailable))
-    assert SECRET not in response.text and SECRET not in caplog.text
+    assert SECRET not in response.text
+    assert SECRET not in caplog.text
     if code == "overloaded":
         assert response.headers["retry-after"] == "3"
 
@@ -203,9 +215,12 @@ def test_a_fault_before_the_first_chunk_has_a_status(
 )
 def test_a_fault_after_it_is_the_streams_last_event(after: Any, code: str) -> None:
     response = asked(Scripted([[token(0), text(b"a")], after]), timeout_s=0.3, stream=True)
-    assert response.status_code == 200 and "[DONE]" not in response.text and SECRET not in response.text
+    assert response.status_code == 200
+    assert "[DONE]" not in response.text
+    assert SECRET not in response.text
     *chunks, last = events(response.text)
-    assert chunks[0]["choices"][0]["text"] == "a" and last["error"]["code"] == code
+    assert chunks[0]["choices"][0]["text"] == "a"
+    assert last["error"]["code"] == code
 
 
 def test_a_stream_that_ends_well_says_done() -> None:
@@ -243,4 +258,5 @@ def test_cors_is_off_unless_configured() -> None:
 
     assert asyncio.run(ask("https://a.example")).headers["access-control-allow-origin"] == "https://a.example"
     other = asyncio.run(ask("https://b.example"))
-    assert "access-control-allow-origin" not in other.headers and other.status_code == 503
+    assert "access-control-allow-origin" not in other.headers
+    assert other.status_code == 503
