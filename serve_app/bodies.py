@@ -38,7 +38,9 @@ def refused(why: str, *harmless: Any) -> Any:
         return value
 
     return Annotated[
-        Any, BeforeValidator(check), WithJsonSchema({"enum": [None, *harmless], "description": f"Not supported: {why}."})
+        Any,
+        BeforeValidator(check),
+        WithJsonSchema({"enum": [None, *harmless], "description": f"Not supported: {why}."}),
     ]
 
 
@@ -68,7 +70,9 @@ def _content(value: Any) -> Any:
             raise _wrong(f"part {i} needs a `type`: {{type: text, text: ...}}")
         if part["type"] not in ("text", "input_text", "output_text"):
             raise PydanticCustomError(
-                UNSUPPORTED, "{why}", {"why": f"not supported: parts of type {str(part['type'])[:40]!r}; models here read text"}
+                UNSUPPORTED,
+                "{why}",
+                {"why": f"not supported: parts of type {str(part['type'])[:40]!r}; models here read text"},
             )
         extra = sorted(set(part) - {"type", "text", "annotations", "logprobs"})
         if not isinstance(part.get("text"), str) or extra:

@@ -1,6 +1,6 @@
 """What went wrong, as OpenAI's clients read it: a status code and `{"error": {message, type, param, code}}`.
 
-    400 invalid_request_error    the body, the request: `param` is the field; code "unsupported" for what is not there yet
+    400 invalid_request_error    the body, the request: `param` is the field; code "unsupported": not there yet
     401 authentication_error     no key, or a wrong one
     404 invalid_request_error    no such model ("model_not_found") or address
     408, 504 timeout_error       a client that sends too slowly; a request that takes longer than it may
@@ -65,18 +65,17 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-OURS = {"model", "template", "engine"}
-"""Stages of a fault that the request did not cause."""
+def of_fault(fault: Fault | None, prompt: str = "prompt") -> ApiError:
+    """A row that ended in an error. Its stage says whose fault it is.
 
-
-def of_fault(fault: Fault | None) -> ApiError:
-    """A row that ended in an error. Its stage says whose fault it is."""
+    prompt: the field of the body that held the prompt
+    """
     if fault is None:
         return ApiError(503, "the request was cancelled by the server", type=SERVER, code="cancelled")
     said = f"{fault.stage}: {fault.message}"
     match fault.stage, fault.kind:
         case "admission", "ContextOverflow":
-            return ApiError(400, fault.message, param="messages", code="context_length_exceeded")
+            return ApiError(400, fault.message, param=prompt, code="context_length_exceeded")
         case "engine", "Deadline":
             return ApiError(504, said, type=TIMEOUT, code="deadline")
         case "request", "Refused":
@@ -84,10 +83,10 @@ def of_fault(fault: Fault | None) -> ApiError:
             return ApiError(400, fault.message, param=field.group() if field else None, code=UNSUPPORTED)
         case "sampler", "BadToken":
             return ApiError(400, said, param="logit_bias", code="invalid_token")
-        case ("admission" | "request" | "prompt" | "decoding" | "template"), _:
+        case "request", "BadLimit" | "BadOption" | "BadResume":
             return ApiError(400, said, code=_snake(fault.kind))
-        case "sampler" | "monitor" | "interventions", kind if kind not in ("BadLogits",):
-            return ApiError(400, said, param="decoding", code=_snake(kind))
+        case (("admission" | "request" | "prompt"), _):
+            return ApiError(400, said, param=prompt, code=_snake(fault.kind))
     return ApiError(500, said, type=SERVER, code=_snake(fault.kind))
 
 
@@ -109,7 +108,9 @@ def of_exception(error: BaseException, body: type[BaseModel] | None = None) -> A
         case UserError() if error.field == "model":
             return ApiError(404, _said(error), param="model", code="model_not_found")
         case UserError():
-            return ApiError(400, _said(error), param=error.field, code=UNSUPPORTED if _later(error) else None)
+            return ApiError(
+                400, _said(error), param=error.field, code=UNSUPPORTED if isinstance(error, Refused) else None
+            )
         case RowError():
             return of_fault(Fault(error.stage, error.kind, error.message))
         case RequestValidationError():
@@ -128,7 +129,10 @@ def of_exception(error: BaseException, body: type[BaseModel] | None = None) -> A
 
 def of_findings(findings: Sequence[Mapping[str, Any]], body: type[BaseModel] | None) -> ApiError:
     """pydantic's findings about a body, in our words: the field, what it wants, the nearest name."""
-    found = [{**one, "loc": tuple(one["loc"][1:]) if one["loc"][:1] in (("body",), ("query",)) else one["loc"]} for one in findings]
+    found = [
+        {**one, "loc": tuple(one["loc"][1:]) if one["loc"][:1] in (("body",), ("query",)) else one["loc"]}
+        for one in findings
+    ]
     if not found[0]["loc"]:
         return ApiError(400, "the body must be a JSON object", param=None, code="invalid_body")
     later = next((one for one in found if one["type"] == UNSUPPORTED), None)
@@ -148,7 +152,7 @@ def of_findings(findings: Sequence[Mapping[str, Any]], body: type[BaseModel] | N
 
 
 def _hint(finding: Mapping[str, Any], hint: str | None) -> str | None:
-    """For an unknown field that names a sampler of ours: how to say it. The long list of fields only if none is near."""
+    """For an unknown field that names a sampler of ours: how to say it."""
     if finding["type"] == "missing":
         return None
     if finding["type"] != "extra_forbidden":
@@ -170,16 +174,18 @@ def _inside(body: type[BaseModel] | None, loc: Sequence[int | str]) -> type[Base
         if isinstance(part, int):
             continue
         field = at.model_fields.get(part) if at else None
-        at = next((one for one in _types(field.annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None) if field else None  # noqa: E501
+        at = (
+            next(
+                (one for one in _types(field.annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None
+            )
+            if field
+            else None
+        )
     return at
 
 
 def _types(annotation: Any) -> list[Any]:
     return [annotation, *(deep for one in get_args(annotation) for deep in _types(one))]
-
-
-def _later(error: UserError) -> bool:
-    return isinstance(error, Refused)
 
 
 def _said(error: UserError) -> str:

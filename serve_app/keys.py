@@ -1,8 +1,8 @@
 """Who may ask, and how much: API keys as SHA-256 in the configuration, a rate and a daily quota for each.
 
 A key is 256 random bits, so a plain hash of it cannot be searched; it is compared with every configured hash in
-constant time. Rates refill evenly, in a bucket as deep as one minute. Tokens are prompt and output together and are
-counted when an answer ends, so that requests in flight may pass a quota by what they are worth. All are counts of this
+constant time. A rate refills evenly, in a bucket as deep as one minute. Tokens are prompt and output together and are
+counted when an answer ends, so that requests in flight may pass a quota by what they are worth. Both are counts of this
 process: several ingress replicas count each for itself.
 
 Without configured keys only this machine is served: a peer on loopback that names loopback as the host, so that no web
@@ -37,52 +37,43 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-@dataclass(slots=True)
-class Bucket:
-    """So many per minute. room: what is left at `at`; below 0 after more was used than there was."""
-
-    per_minute: int
-    room: float
-    at: float
-
-    def wait(self, wanted: float, now: float) -> float:
-        """Seconds until there is room for `wanted`."""
-        self.room = min(float(self.per_minute), self.room + (now - self.at) * self.per_minute / 60)
-        self.at = now
-        return max(0.0, (wanted - self.room) * 60 / self.per_minute)
-
-
 class Account:
-    """What a key may use, and has used on `day` (UTC)."""
+    """What a key may use, and has used.
+
+    room:   requests left in the bucket at `at`
+    tokens: used on `day` (UTC)
+    """
 
     def __init__(self, key: KeyConfig | None, now: float = 0.0) -> None:
         self.name = key.name if key else ""
+        self.rate = key.requests_per_minute if key else None
         self.quota = key.tokens_per_day if key else None
-        rates = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute} if key else {}
-        self.buckets = {what: Bucket(rate, float(rate), now) for what, rate in rates.items() if rate is not None}
+        self.room, self.at = float(self.rate or 0), now
         self.day = self.tokens = 0
 
     def admit(self, now: float, unix: float) -> dict[str, str]:
         """Take one request, or raise ApiError(429). Returns the headers that tell what is left."""
-        if self.quota is not None and self._today(unix) >= self.quota:
-            raise self._wait(f"has used its {self.quota:,} tokens of today (UTC)", DAY_S - unix % DAY_S, "insufficient_quota")
-        headers = {}
-        for what, bucket in self.buckets.items():
-            wait = bucket.wait(1.0, now)
-            if wait:
-                raise self._wait(f"may use {bucket.per_minute:,} {what} per minute", wait, "rate_limit_exceeded")
-            headers[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)
-            headers[f"x-ratelimit-remaining-{what}"] = str(int(bucket.room - (what == "requests")))
-        if "requests" in self.buckets:
-            self.buckets["requests"].room -= 1
+        headers: dict[str, str] = {}
+        if self.quota is not None:
+            left = self.quota - self._today(unix)
+            if left <= 0:
+                wait = DAY_S - unix % DAY_S
+                raise self._wait(f"has used its {self.quota:,} tokens of today (UTC)", wait, "insufficient_quota")
+            headers |= {"x-ratelimit-limit-tokens": str(self.quota), "x-ratelimit-remaining-tokens": str(left)}
+        if self.rate is not None:
+            self.room = min(float(self.rate), self.room + (now - self.at) * self.rate / 60)
+            self.at = now
+            if self.room < 1:
+                wait = (1 - self.room) * 60 / self.rate
+                raise self._wait(f"may ask {self.rate:,} times per minute", wait, "rate_limit_exceeded")
+            self.room -= 1
+            headers["x-ratelimit-limit-requests"] = str(self.rate)
+            headers["x-ratelimit-remaining-requests"] = str(int(self.room))
         return headers
 
-    def spend(self, tokens: int, now: float, unix: float) -> None:
+    def spend(self, tokens: int, unix: float) -> None:
         """Prompt and output tokens of an answer that ended."""
         self.tokens = self._today(unix) + tokens
-        if "tokens" in self.buckets:
-            self.buckets["tokens"].wait(0.0, now)
-            self.buckets["tokens"].room -= tokens
 
     def _today(self, unix: float) -> int:
         day = int(unix) // DAY_S
@@ -121,7 +112,7 @@ class Keys:
         return account, account.admit(self.clock(), self.unix())
 
     def spend(self, account: Account, tokens: int) -> None:
-        account.spend(tokens, self.clock(), self.unix())
+        account.spend(tokens, self.unix())
 
     def who(self, headers: Mapping[str, str], peer: str | None) -> Account:
         """The account of a request, or ApiError(401)."""

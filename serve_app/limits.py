@@ -21,8 +21,8 @@ STRUCTURES = ("response_format", "tools", "functions", "text", "decoding", "tool
 MESSAGES = 2048
 """Most turns of a chat: a template is run over them."""
 
-DEEPEST = 8
-"""Nesting of all other fields: messages hold parts, prompts hold lists of ids."""
+DEEPEST = 12
+"""Nesting of all other fields: messages hold parts, which may hold the log-probabilities of an earlier answer."""
 
 COUNTS = ("n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens")
 

@@ -92,7 +92,7 @@ class Relay:
         if outcome.row.sample == 0:
             self._tokens += outcome.stats.prompt_tokens
         if outcome.reason in ("error", "cancelled"):
-            raise of_fault(outcome.error)
+            raise of_fault(outcome.error, self._call.field)
         self.outcomes[prompt][outcome.row.sample] = outcome
 
     async def _one(self) -> AsyncGenerator[tuple[int, list[Event]], None]:

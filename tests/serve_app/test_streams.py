@@ -1,0 +1,262 @@
+"""What a stream does when something ends it: its slot is free, whoever ended it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from raydecode.config import check_serve
+from raydecode.events import Event, Fault, OutcomeEvent, TextEvent, TokenEvent
+from raydecode.request import Prompt, Request, RowId
+from serve_app.gateway import Overloaded, Served, Unavailable
+from serve_app.ingress import create_app
+from tests.serve_app.server import Server, events, until
+
+LONG = {"model": "slow", "prompt": "ab", "max_tokens": 2000, "seed": 1}
+
+
+def test_a_client_that_leaves_frees_its_slot(server: Server) -> None:
+    with server.http.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        next(response.iter_lines())
+        assert server.held("slow") == 1
+    until(lambda: server.held("slow") == 0)
+
+
+def test_a_client_that_leaves_before_the_answer_frees_its_slot(server: Server) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.http.post("/v1/completions", json={**LONG, "prompt": ["ab"] * 6, "n": 2}, timeout=0.3)
+    until(lambda: server.held("slow") == 0)
+
+
+def test_many_clients_leave_at_random(server: Server) -> None:
+    rng = random.Random(0)
+
+    def one(seconds: float, lines: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=seconds) as client, contextlib.suppress(httpx.HTTPError):
+            if not lines:
+                client.post("/v1/completions", json=LONG)
+                return
+            with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+                for _ in zip(range(lines), response.iter_lines(), strict=False):
+                    pass
+
+    threads = [threading.Thread(target=one, args=(rng.uniform(0.02, 1), rng.choice([0, 1, 9]))) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    until(lambda: server.held("slow") == 0)
+    assert server.post("/v1/completions", {**LONG, "max_tokens": 2}).status_code == 200
+
+
+def test_a_trace_shows_tokens_and_steps(server: Server) -> None:
+    body = {
+        "model": "toy",
+        "prompt": "ab",
+        "max_tokens": 12,
+        "seed": 3,
+        "trace": True,
+        "decoding": {"drafter": "ngram"},
+    }
+    chunks = server.sse("/v1/completions", body)
+    tokens = [one for chunk in chunks for one in chunk["raydecode"].get("tokens", ())]
+    steps = [one for chunk in chunks for one in chunk["raydecode"].get("steps", ())]
+    samples = chunks[-1]["raydecode"]["samples"]
+    assert [one["t"] for one in tokens] == list(range(samples[0]["tokens"]))
+    assert sum(len(one["emitted"]) for one in steps) == len(tokens)
+    assert all(len(one["top"]) == 5 and one["logp"] <= 0 for one in tokens)
+    assert sum(one["drafted"] for one in tokens) == samples[0]["stats"]["accepted"]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "".join(
+        bytes(one["bytes"]).decode() for one in tokens
+    )
+    assert all(chunk["choices"][0]["logprobs"] is None for chunk in chunks)
+
+
+def test_request_ids_come_back(server: Server) -> None:
+    assert server.http.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = [
+        server.http.get("/v1/models", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b\tc")
+    ]
+    assert all(id.startswith("req-") for id in made)
+    assert made[0] != made[1]
+    assert server.http.get("/readyz").json() == {"status": "ready"}
+    assert server.http.get("/healthz").headers.get("access-control-allow-origin") is None
+
+
+# ---------------------------------------------------------------------- a gateway that does what a test wants
+class Script:
+    """A stream of given lists of events; exceptions are raised, numbers are seconds to wait."""
+
+    migrations = 0
+
+    def __init__(self, request: Request, script: Sequence[Any]) -> None:
+        self._id, self._script = request.id, list(script)
+        self.closed = False
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        return self._run()
+
+    async def _run(self) -> AsyncIterator[list[Event]]:
+        for item in self._script:
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, float):
+                await asyncio.sleep(item)
+            else:
+                yield [event(RowId(self._id)) for event in item]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Scripted:
+    """A gateway of one model that plays `script` for every request."""
+
+    def __init__(self, script: Sequence[Any] | Exception) -> None:
+        self._script = script
+        self.streams: list[Script] = []
+
+    def models(self) -> Sequence[Served]:
+        return [Served("m")]
+
+    async def open(self, model: str, request: Request, *, lane: str = "interactive", steps: bool = False) -> Script:
+        if isinstance(self._script, Exception):
+            raise self._script
+        self.streams.append(Script(request, self._script))
+        return self.streams[-1]
+
+    async def token_bytes(self, model: str) -> Sequence[bytes]:
+        return [b"a"]
+
+    async def encode(self, model: str, prompt: Prompt) -> list[int]:
+        return [0]
+
+    async def ready(self) -> bool:
+        return False
+
+
+def asked(gateway: Scripted, timeout_s: float = 30.0, **body: Any) -> httpx.Response:
+    """A completion in this process."""
+    config = check_serve({"models": [{"name": "m", "model": "toy"}], "limits": {"request_timeout_s": timeout_s}})
+    app = create_app(gateway, config)  # type: ignore[arg-type]
+
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/completions", json={"model": "m", "prompt": "a", **body})
+
+    response = asyncio.run(post())
+    assert all(stream.closed for stream in gateway.streams)
+    return response
+
+
+def token(t: int) -> Any:
+    return lambda row: TokenEvent(row, t, 0, b"a")
+
+
+def text(said: bytes) -> Any:
+    return lambda row: TextEvent(row, said)
+
+
+def outcome(reason: Any, fault: Fault | None = None) -> Any:
+    return lambda row: OutcomeEvent(row, reason, (0,), b"a", fault)
+
+
+SECRET = "a secret prompt"
+FAULTS: list[tuple[Any, int, str | None]] = [
+    ([[outcome("error", Fault("admission", "ContextOverflow", "too long"))]], 400, "context_length_exceeded"),
+    ([[outcome("error", Fault("request", "Refused", "decoding.search: no"))]], 400, "unsupported"),
+    ([[outcome("error", Fault("engine", "Deadline", "held"))]], 504, "deadline"),
+    ([[outcome("error", Fault("model", "BadLogits", "NaN"))]], 500, "bad_logits"),
+    ([[outcome("cancelled")]], 503, "cancelled"),
+    ([], 503, "unavailable"),
+    ([ValueError(SECRET)], 500, "internal_error"),
+    (Overloaded("full", 2.3), 429, "overloaded"),
+    (Unavailable("starting"), 503, "unavailable"),
+    ([5.0], 504, "timeout"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("script", "status", "code"), FAULTS, ids=lambda value: str(value)[:30])
+def test_a_fault_before_the_first_chunk_has_a_status(
+    script: Any, status: int, code: str, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = asked(Scripted(script), timeout_s=0.2, stream=stream)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert ("retry-after" in response.headers) == (status == 429 or isinstance(script, Unavailable))
+    assert SECRET not in response.text
+    assert SECRET not in caplog.text
+    if code == "overloaded":
+        assert response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [
+        ([outcome("error", Fault("sampler", "Oops", "x"))], "oops"),
+        (ValueError(SECRET), "internal_error"),
+        (Unavailable("gone"), "unavailable"),
+        (5.0, "timeout"),
+    ],
+    ids=str,
+)
+def test_a_fault_after_it_is_the_streams_last_event(after: Any, code: str) -> None:
+    response = asked(Scripted([[token(0), text(b"a")], after]), timeout_s=0.3, stream=True)
+    assert response.status_code == 200
+    assert "[DONE]" not in response.text
+    assert SECRET not in response.text
+    *chunks, last = events(response.text)
+    assert chunks[0]["choices"][0]["text"] == "a"
+    assert last["error"]["code"] == code
+
+
+def test_a_stream_that_ends_well_says_done() -> None:
+    response = asked(Scripted([[token(0)], [text(b"a")], [outcome("eos")]]), stream=True)
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert json.loads(response.text.split("\n\n")[-3][6:])["choices"][0]["finish_reason"] == "stop"
+
+
+def test_addresses_that_are_not_there_and_ways_that_do_not_go(server: Server) -> None:
+    assert server.http.get("/v1/nowhere").json()["error"]["code"] == "unknown_url"
+    assert server.http.get("/v1/chat/completions").status_code == 405
+    assert server.http.post("/v1/completions", content=b"{}").status_code == 415
+    assert server.post("/v1/completions", b"[1]").json()["error"]["message"] == "the body must be a JSON object"
+    assert server.post("/v1/completions", b"").json()["error"]["code"] == "invalid_body"
+
+
+def test_methods_are_listed_with_their_schemas(server: Server) -> None:
+    listed = server.http.get("/v1/methods").json()["data"]
+    assert {"samplers", "drafters"} <= {one["room"] for one in listed}
+    top_p = next(one for one in listed if one["name"] == "top_p")
+    assert top_p["options"]["properties"]["p"]["maximum"] == 1
+    assert {one["room"] for one in server.http.get("/v1/methods?room=drafters").json()["data"]} == {"drafters"}
+    assert server.http.get("/v1/methods?room=nowhere").status_code == 400
+
+
+def test_cors_is_off_unless_configured() -> None:
+    app = create_app(
+        Scripted([]),  # type: ignore[arg-type]
+        check_serve({"models": [{"name": "m", "model": "toy"}], "http": {"cors_origins": ["https://a.example"]}}),
+    )
+
+    async def ask(origin: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get("/readyz", headers={"origin": origin})
+
+    assert asyncio.run(ask("https://a.example")).headers["access-control-allow-origin"] == "https://a.example"
+    other = asyncio.run(ask("https://b.example"))
+    assert "access-control-allow-origin" not in other.headers
+    assert other.status_code == 503
