@@ -77,3 +77,14 @@ def test_tokens_count_by_the_day() -> None:
     assert error.headers["Retry-After"] == str(86_400 - 1000)
     clock.now += 86_400
     one.admit(header, None)
+
+
+def test_the_command_line_makes_a_key() -> None:
+    from typer.testing import CliRunner
+
+    from raydecode.cli import app
+
+    said = CliRunner().invoke(app, ["serve", "--new-key"])
+    assert said.exit_code == 0, said.output
+    key = next(word for word in said.output.split() if word.startswith("rd-"))
+    assert f"sha256: {hashed(key)}" in said.output
