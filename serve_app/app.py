@@ -1,6 +1,6 @@
 """The Ray Serve application: an ingress that speaks HTTP, and a deployment per model.
 
-    applications: [{import_path: serve_app:build, args: {models: [...]}}]      # configs/serve.yaml
+applications: [{import_path: serve_app:build, args: {models: [...]}}]      # configs/serve.yaml
 """
 
 from __future__ import annotations
@@ -80,5 +80,3 @@ def build(args: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(config.to_json(), single.bind(config.to_json(), *models), *models)
-
-

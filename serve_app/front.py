@@ -6,10 +6,12 @@ docs/log.md). On a cluster, where many proxies share the load, the same routes r
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -17,7 +19,6 @@ import uvicorn
 from raydecode.config import HttpConfig, ServeConfig
 from raydecode.errors import JobError, UserError
 from serve_app.deploy import deployment_name, replicas_of
-from serve_app.gateway import Gateway
 from serve_app.ingress import create_app
 from serve_app.observe.logs import configure
 from serve_app.remote import RemoteGateway
@@ -25,6 +26,7 @@ from serve_app.remote import RemoteGateway
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
 DESCRIBE_S = 60.0
+LOOPBACK = "127.0.0.1"
 
 
 def listening(http: HttpConfig) -> socket.socket:
@@ -55,6 +57,7 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
     """Deploy every model and wait until its least replicas answer. Raises JobError."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     handles = {}
@@ -64,7 +67,8 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
             handles[model.name] = serve.run(replicas_of(model, config, nodes), name=name, route_prefix=None)
         except RuntimeError as error:
             raise JobError(f"model '{model.name}' does not start: {_why(serve, name) or error}") from error
-    gateway = RemoteGateway(config, handles)
+    local = len(nodes) == 1 and not os.environ.get("RAY_ADDRESS")
+    gateway = RemoteGateway(config, handles, LOOPBACK if local else None)
     for model in config.models:
         if model.scaling.min:
             gateway.known[model.name] = handles[model.name].described.remote().result(timeout_s=DESCRIBE_S)
@@ -90,18 +94,24 @@ def _why(serve: Any, application: str) -> str | None:
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], None], close: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(config)
-        self._told = started
+        self._told, self._close = started, close
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._told()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._close()
+
 
 def serve_here(
-    config: ServeConfig, gateway: Gateway, sock: socket.socket, started: Callable[[], None], drain_s: float
+    config: ServeConfig, gateway: RemoteGateway, sock: socket.socket, started: Callable[[], None], drain_s: float
 ) -> None:
     """Speak HTTP until SIGINT or SIGTERM; then take nothing new and let what runs end within `drain_s`.
 
@@ -123,7 +133,7 @@ def serve_here(
     )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises again the signal that ended it
     try:
-        _Server(settings, started).run(sockets=[sock])
+        _Server(settings, started, gateway.close).run(sockets=[sock])
     except KeyboardInterrupt:
         pass
     finally:

@@ -187,6 +187,8 @@ class KeyConfig(Section):
     """of the key"""
     requests_per_minute: Count | None = None
     """null: any number"""
+    tokens_per_minute: Count | None = None
+    """prompt and output together; null: any number"""
     tokens_per_day: Count | None = None
     """prompt and output together; null: any number"""
 
@@ -270,7 +272,8 @@ class ServeConfig(Section):
         if not (self.keys or self.http.loopback or self.http.anonymous):
             raise UserError(
                 "a server that others can reach needs keys", field="http.host", value=self.http.host,
-                nearest="127.0.0.1", hint="keys: [{name: me, sha256: ...}] (printf %s KEY | sha256sum), or http.anonymous: true",
+                nearest="127.0.0.1",
+                hint="keys: [{name: me, sha256: ...}] (printf %s KEY | sha256sum), or http.anonymous: true",
             )  # fmt: skip
         return self
 
