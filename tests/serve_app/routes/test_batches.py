@@ -252,6 +252,6 @@ def test_interactive_requests_do_not_wait_for_a_batch(tmp_path):
             async with http(app) as raw:
                 counted = (await raw.get("/metrics")).text
             assert 'raydecode_finished_total{lane="batch",model="toy",reason="length"} 6.0' in counted
-            assert 'raydecode_finished_total{lane="interactive",model="toy",reason="length"} 1.0' in counted
+            assert 'raydecode_first_token_seconds_count{lane="interactive",model="toy"} 3.0' in counted
 
     run(test())
