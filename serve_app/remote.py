@@ -28,7 +28,7 @@ from serve_app.lines import Address, Desk
 from serve_app.live import EngineDied
 from serve_app.local import no_model
 
-FRUITLESS = 2
+FRUITLESS = 3
 """Deaths in a row without a token between them."""
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 READY_S, LATE_S = 5.0, 10.0
@@ -182,7 +182,7 @@ class RemoteStream:
         tokens = sum(map(len, self._had.ids))
         self._fruitless = 1 if tokens > self._tokens else self._fruitless + 1
         self._tokens = tokens
-        if self._fruitless > FRUITLESS:
+        if self._fruitless >= FRUITLESS:
             self._leave(cancel=True)
             raise Unavailable(f"{self._fruitless} replicas in a row ended with this request: {gone}")
 

@@ -86,7 +86,7 @@ class Replica:
             "yields": lanes.yields,
         }
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Ray Serve asks; an engine that has ended takes its process along."""
         try:
             self._live.check()

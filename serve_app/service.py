@@ -1,6 +1,6 @@
 """What all routes share: the gateway, the configuration, the keys; and the way every request takes through them.
 
-    key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
+key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Service:
         if found is None:
             names = [one.name for one in self.config.models]
             raise UserError(
-                f"no model '{name[:100]}' is served here", field="model", value=name, nearest=nearest(name[:100], names),
-                hint=f"models: {', '.join(names)}",
+                f"no model '{name[:100]}' is served here", field="model", value=name,
+                nearest=nearest(name[:100], names), hint=f"models: {', '.join(names)}",
             )  # fmt: skip
         return found
 
@@ -73,9 +73,7 @@ class Service:
         return self._tables[model]
 
     # ------------------------------------------------------------------ a call from its requests to its response
-    async def respond(
-        self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]
-    ) -> Response:
+    async def respond(self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]) -> Response:
         """Run a call and answer it, streamed or whole. Its slots are free when this or its stream has ended."""
         until = asyncio.get_running_loop().time() + self.config.limits.request_timeout_s
         account: Account = request.state.account

@@ -11,11 +11,30 @@ from raydecode.cli.terminal import count, err, out
 from raydecode.errors import UserError
 
 
+def _new_key(wanted: bool) -> None:
+    """A fresh API key and the line that makes it known; then end."""
+    if wanted:
+        from serve_app.keys import hashed, new_key
+
+        key = new_key()
+        out.print(f"key, shown once     {key}", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"for the server file keys: [{{name: me, sha256: {hashed(key)}}}]",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit
+
+
 def command(
     config: Annotated[Path, typer.Argument(help="the server file, ours or Ray Serve's with ours as args")],
     overrides: Annotated[list[str] | None, typer.Argument(help="changes by dots: models.0.engine.slots=16")] = None,
     host: Annotated[str | None, typer.Option("--host", help="the address to listen on; short for http.host")] = None,
     port: Annotated[int | None, typer.Option("--port", help="short for http.port; 0 takes a free one")] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", callback=_new_key, is_eager=True, help="print a fresh API key and its hash")
+    ] = False,
 ) -> None:
     """Serve the models of CONFIG until SIGINT or SIGTERM; running requests end first."""
     from raydecode.config import load_serve

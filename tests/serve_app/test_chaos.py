@@ -1,13 +1,15 @@
 """Replicas die, clients leave, everybody comes at once, versions change, replicas come and go: no text notices."""
 
 import asyncio
+import dataclasses
 import random
 import time
 
 import pytest
 
 from raydecode.events import OutcomeEvent
-from serve_app.gateway import Overloaded
+from raydecode.request import Text
+from serve_app.gateway import Overloaded, Unavailable
 from tests.serve_app.serving import (
     configured,
     deployed,
@@ -206,4 +208,22 @@ def test_replicas_come_and_go_with_the_load(serve_session, least):
 
         asked, answers = over(gateway, scenario)
     for one, (events, _) in zip(asked, answers, strict=True):
+        assert told(events) == undisturbed(one)
+
+
+def test_a_request_that_ends_its_replica_is_given_up_and_the_others_go_on(serve_session):
+    config = configured("limits.queue=64", **{"engine.options.poison": "))", "scaling": "{min: 2, max: 2}"})
+    good = [request(f"g{i}", tokens=1500) for i in range(4)]
+    with deployed(config) as (gateway, handle):
+
+        async def scenario():
+            running = [asyncio.create_task(follow(gateway, one)) for one in good]
+            with pytest.raises(Unavailable, match="in a row"):
+                await follow(gateway, dataclasses.replace(request("bad"), prompt=Text("a))")))
+            answers = await asyncio.gather(*running)
+            await until(lambda: idle(handle))
+            return answers
+
+        answers = over(gateway, scenario)
+    for one, (events, _) in zip(good, answers, strict=True):
         assert told(events) == undisturbed(one)
