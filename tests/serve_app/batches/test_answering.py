@@ -147,7 +147,8 @@ def test_a_patient_gateway_passes_all_else_on():
 
     async def test():
         one = Patient(Plain())
-        asked = (one.encode("m", Text("a")), one.token_bytes("m"), one.ready(), one.open("m", Request("r", "", Text("a"))))
+        stream = one.open("m", Request("r", "", Text("a")))
+        asked = (one.encode("m", Text("a")), one.token_bytes("m"), one.ready(), stream)
         return one.models(), await asyncio.gather(*asked)
 
     models, (ids, table, ready, stream) = asyncio.run(test())
