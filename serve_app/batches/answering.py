@@ -94,7 +94,7 @@ class Patient:
 
 def answering(service: Service, gateway: Gateway) -> Answering:
     """Answers lines for an app: with its configuration, its keys' accounts and its counts."""
-    patient = WatchedGateway(Patient(gateway), service.telling.tellers)
+    patient = WatchedGateway(Patient(gateway), service.telling.tellers, lane="batch")
     own = Service(patient, service.config, service.telling)
     own.keys = service.keys
     return Answering(own, service.telling.metrics.batch_row)

@@ -85,8 +85,11 @@ class Observing:
 
         try:
             await self._app(scope, receive, sent)
-        except BaseException:
-            inquiry.disconnected = inquiry.status == 0 or inquiry.disconnected
+        except Exception:
+            inquiry.status = inquiry.status or 500
+            raise
+        except BaseException:  # cancelled: its reader has gone
+            inquiry.disconnected = True
             raise
         finally:
             current.reset(token)

@@ -23,7 +23,7 @@ from serve_app.observe.watch import Seen
 LOGGER = "raydecode.serve"
 _FIELDS = "raydecode"
 """The attribute of a log record that holds its fields."""
-_QUIET = ("/metrics", "/health", "/healthz", "/ready", "/-/healthz")
+_QUIET = ("/metrics", "/healthz", "/readyz")
 """Routes that are asked every few seconds: logged at level debug."""
 
 log = logging.getLogger(LOGGER)

@@ -49,10 +49,10 @@ class Teller(Protocol):
 
 
 class WatchedGateway:
-    """gateway: whose streams are watched;  tellers: who is told"""
+    """gateway: whose streams are watched;  tellers: who is told;  lane: of all streams, whatever is asked for"""
 
-    def __init__(self, gateway: Gateway, tellers: Sequence[Teller]) -> None:
-        self._gateway, self._tellers = gateway, tuple(tellers)
+    def __init__(self, gateway: Gateway, tellers: Sequence[Teller], lane: Lane | None = None) -> None:
+        self._gateway, self._tellers, self._lane = gateway, tuple(tellers), lane
 
     def models(self) -> Sequence[Served]:
         return self._gateway.models()
@@ -67,7 +67,7 @@ class WatchedGateway:
         return await self._gateway.ready()
 
     async def open(self, model: str, request: Request, *, lane: Lane = "interactive", steps: bool = False) -> Stream:
-        inquiry = current.get()
+        inquiry, lane = current.get(), self._lane or lane
         seen = Seen(model, lane, request, inquiry, time.monotonic(), time.time_ns())
         if inquiry is not None:
             inquiry.model = model

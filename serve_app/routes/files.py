@@ -89,7 +89,10 @@ def routes(service: Service) -> APIRouter:
     async def retrieve(request: Request, file_id: str) -> JSONResponse:
         return JSONResponse((await _found(request, file_id)).to_json())
 
-    @router.get("/v1/files/{file_id}/content", summary="The bytes of a file", response_model=None)
+    @router.get(
+        "/v1/files/{file_id}/content", summary="The bytes of a file", response_class=StreamingResponse,
+        responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+    )  # fmt: skip
     async def content(request: Request, file_id: str) -> StreamingResponse:
         file = await _found(request, file_id)
         headers = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from serve_app.observe.metrics import CONTENT_TYPE, exposition
 from serve_app.service import Service
@@ -12,7 +12,7 @@ from serve_app.service import Service
 def routes(service: Service) -> APIRouter:
     router = service.router(tags=["metrics"])
 
-    @router.get("/metrics", summary="Counts for Prometheus", response_model=None)
+    @router.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         mine = service.telling.metrics.snapshot()
         return Response(exposition([mine, *await service.telling.others()]), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""kill -9 of a server in the middle of a batch: the next one goes on where the log ends, and every line is there once."""
+"""kill -9 of a server in the middle of a batch: the next goes on where the log ends, every line is there once."""
 
 import json
 import os

@@ -227,3 +227,31 @@ def test_without_a_path_they_are_off():
 @pytest.mark.parametrize(("text", "seconds"), [("24h", 86400), ("90s", 90), ("5m", 300), ("30d", 2592000)])
 def test_windows(text, seconds):
     assert window_s(text) == seconds
+
+
+def test_interactive_requests_do_not_wait_for_a_batch(tmp_path):
+    async def test():
+        async with serving(batched(tmp_path, engine={"slots": 2, "options": {"step_s": 0.005}})) as app:
+            api = client(app)
+            body = {"prompt": "ab", "max_tokens": 120, "seed": 1, "decoding": {"ignore_eos": True}}
+            text = "\n".join(line(f"r{i}", **body) for i in range(6))
+            file = await api.files.create(file=("in.jsonl", text.encode()), purpose="batch")
+            batch = await api.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+            lanes = app.state.service.gateway._gateway.engines["toy"].lanes
+            while lanes.running("batch") < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*(api.completions.create(model="toy", prompt="ab", max_tokens=5) for _ in range(2)))
+            assert lanes.yields > 0
+            assert (await api.batches.retrieve(batch.id)).status == "in_progress"
+            batch = await ended(api, batch.id)
+            texts = {one["response"]["body"]["choices"][0]["text"] for one in await results(api, batch.output_file_id)}
+            single = await api.completions.create(
+                model="toy", prompt="ab", max_tokens=120, seed=1, extra_body={"decoding": {"ignore_eos": True}}
+            )
+            assert texts == {single.choices[0].text}, "giving a slot up changes no text"
+            async with http(app) as raw:
+                counted = (await raw.get("/metrics")).text
+            assert 'raydecode_finished_total{lane="batch",model="toy",reason="length"} 6.0' in counted
+            assert 'raydecode_first_token_seconds_count{lane="interactive",model="toy"} 3.0' in counted
+
+    run(test())
