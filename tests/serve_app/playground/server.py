@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Faults:
-    """busy: how many posts are answered 429; cut: pieces after which a stream ends (None: never); last: its last one."""
+    """busy: how many posts are answered 429; cut: pieces after which a stream ends, None: never; last: its last."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app, self.busy, self.last = app, 0, b""
