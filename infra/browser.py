@@ -1,8 +1,8 @@
-"""Chromium for the tests of the playground: `python infra/browser.py` finds it, or installs Debian's. Standard library only.
+"""Chromium for the tests of the playground: `python infra/browser.py` finds it or installs Debian's. Standard library.
 
-The tests take the first of $CHROMIUM, chromium, chromium-browser, google-chrome. Where none is there, and this is Debian
-(or Ubuntu) and root, the package `chromium` is installed; elsewhere a line says what to do, the exit code is 0, and the
-tests in the browser are skipped with that reason: a missing browser is no reason not to run the others.
+The tests take the first of $CHROMIUM, chromium, chromium-browser, google-chrome. Where none is there, and this is
+Debian (or Ubuntu) and root, the package `chromium` is installed. Elsewhere a line says what to do, the exit code is 0,
+and the tests in the browser are skipped with that reason: a missing browser is no reason not to run the others.
 """
 
 from __future__ import annotations

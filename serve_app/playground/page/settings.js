@@ -146,6 +146,11 @@ export function summary(methods) {
 
 function cardText(card) {
   const options = Object.entries(card).filter(([name, value]) => name !== "name" && value !== undefined);
-  const shown = options.map(([name, value]) => (options.length === 1 && typeof value !== "object" ? `${value}` : `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`));
+  const shown = options.map(([name, value]) => (options.length === 1 && typeof value !== "object" ? `${value}` : `${name} ${valueText(value)}`));
   return [card.name, ...shown].join(" ");
+}
+
+function valueText(value) {
+  if (Array.isArray(value)) return value.map((one) => (one?.name ? cardText(one) : valueText(one))).join(", ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
 }

@@ -90,12 +90,12 @@ function Status({page, run, name}) {
   const row = run.about.row !== undefined ? `row ${run.about.row}, ` : "";
   return html`<div class="status ${run.status}">
     <p role="status">${row}${STATES[run.status]}${why}</p>
-    ${run.status === "busy" && html`<p>${run.error?.message} Trying again in ${left} s. <button type="button" class="small" onClick=${() => (run.retryAt = 0)}>now</button></p>`}
+    ${run.status === "busy" && html`<p>${run.error?.message.replace(/\.?$/, ".")} Trying again in ${left} s. <button type="button" class="small" onClick=${() => (run.retryAt = 0)}>now</button></p>`}
     ${run.status === "failed" &&
     html`<div class="problem" role="alert">
       <p>${run.error.field && html`<code>${run.error.field}</code>: `}${run.error.message}</p>
       ${run.tokens.length > 0 && html`<p>What came before stays below.</p>`}
-      <p>
+      <p class="row">
         ${run.error.field && html`<button type="button" class="small" onClick=${() => goTo(name, run.error.field)}>go to the field</button>`}
         <button type="button" class="small" onClick=${() => page.run()}>run again</button>
       </p>

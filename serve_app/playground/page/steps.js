@@ -6,6 +6,7 @@ import {describe, layout, LINE} from "./tree.js";
 /** The step to show where none is picked: the newest while it runs, then the one that accepted most. */
 function byItself(run) {
   if (run.status === "streaming") return run.steps.length - 1;
+  if (run.steps.every((step) => step.path.length < 2)) return run.steps.length - 1;
   return run.steps.reduce((best, step, i) => (step.path.length > run.steps[best].path.length ? i : best), 0);
 }
 

@@ -3,7 +3,7 @@
 /** The server said no, or is not there. retryAfter: seconds it asks to wait, or null. */
 export class Refusal extends Error {
   constructor(message, {status = 0, field = null, code = null, retryAfter = null} = {}) {
-    super(message);
+    super(field && message.startsWith(`${field}: `) ? message.slice(field.length + 2) : message); // said once
     this.name = "Refusal";
     Object.assign(this, {status, field, code, retryAfter});
   }

@@ -21,7 +21,7 @@ export function layout(step, own) {
   }));
   const last = step.path.at(-1) ?? 0;
   const drafted = own && nodes.find((one) => one.parent === last && one.id === own.id); // the text ended on a drafted token
-  if (drafted) drafted.state = "accepted";
+  if (drafted) drafted.state = "own";
   else if (own) nodes.push({node: nodes.length, id: own.id, parent: last, text: own.text, state: "own"});
   const children = nodes.map(() => []);
   for (const one of nodes) if (one.parent >= 0) children[one.parent].push(one);

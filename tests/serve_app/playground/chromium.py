@@ -1,9 +1,9 @@
-"""Headless Chromium over its DevTools protocol: real key presses and pointer moves, nothing of the page's own is called.
+"""Headless Chromium over its DevTools protocol: real key presses and pointer moves, as a person's are.
 
-    with Chromium(path, profile) as browser:
-        page = browser.page("http://127.0.0.1:1234/")
-        page.press("Tab")
-        page.wait("document.activeElement.id === 'prompt'")
+with Chromium(path, profile) as browser:
+    page = browser.page("http://127.0.0.1:1234/")
+    page.press("Tab")
+    page.wait("document.activeElement.id === 'prompt'")
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Chromium:
 
     def __init__(self, path: str, profile: Path) -> None:
         command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             address = self._address(profile / "DevToolsActivePort")
             self._held = contextlib.ExitStack()
@@ -141,7 +143,8 @@ class Page:
         """Until the expression is true; its value."""
         until = time.monotonic() + timeout_s
         while True:
-            value = self.evaluate(f"(() => {{ try {{ const v = {expression}; return v instanceof Node ? true : v }} catch {{ return null }} }})()")
+            plain = f"const v = {expression}; return v instanceof Node ? true : v"
+            value = self.evaluate(f"(() => {{ try {{ {plain} }} catch {{ return null }} }})()")
             if value:
                 return value
             if time.monotonic() > until:
@@ -163,7 +166,9 @@ class Page:
                     details = params["exceptionDetails"]
                     self.problems.append(details.get("exception", {}).get("description") or details["text"])
                 case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
-                    self.problems.append(" ".join(str(one.get("value", one.get("description"))) for one in params["args"]))
+                    self.problems.append(
+                        " ".join(str(one.get("value", one.get("description"))) for one in params["args"])
+                    )
                 case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
                     self.problems.append(params["entry"]["text"])
 
@@ -177,7 +182,9 @@ class Page:
 
     # ------------------------------------------------------------------ the window
     def size(self, width: int, height: int, *, phone: bool = False, scale: float = 1.0) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+        )
 
     def media(self, **features: str) -> None:
         """`prefers_color_scheme="dark"`, ..."""
@@ -190,7 +197,12 @@ class Page:
         *held, name = key.split("+") if len(key) > 1 else [key]
         code, text = KEYS.get(name, (ord(name[0].upper()), name))
         modifiers = sum(MODIFIERS[one] for one in held)
-        params = {"key": name, "windowsVirtualKeyCode": code, "modifiers": modifiers, "code": name if name in KEYS else ""}
+        params = {
+            "key": name,
+            "windowsVirtualKeyCode": code,
+            "modifiers": modifiers,
+            "code": name if name in KEYS else "",
+        }
         for _ in range(times):
             typed = "" if held else text
             self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", text=typed, **params)

@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
 
 
 class Faults:
-    """busy: how many posts are answered 429; cut: pieces after which a stream ends, None: never; last: its last piece."""
+    """busy: how many posts are answered 429; cut: pieces after which a stream ends, None: never; last: its last."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app, self.busy, self.last = app, 0, b""
@@ -43,7 +43,14 @@ class Faults:
             await self.app(scope, receive, send)
         elif self.busy:
             self.busy -= 1
-            body = {"error": {"message": "every slot is taken", "type": "rate_limit_error", "param": None, "code": "overloaded"}}
+            body = {
+                "error": {
+                    "message": "every slot is taken",
+                    "type": "rate_limit_error",
+                    "param": None,
+                    "code": "overloaded",
+                }
+            }
             await JSONResponse(body, 429, {"Retry-After": "1"})(scope, receive, send)
         else:
             await self.app(scope, receive, send if self.cut is None else self._cut(send, self.cut))

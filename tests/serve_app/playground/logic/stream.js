@@ -35,6 +35,8 @@ test("an error says field, code and when to come back", async () => {
   const body = {error: {message: "no", type: "t", param: "decoding.seed", code: "c"}};
   const refusal = await refusalOf(new Response(JSON.stringify(body), {status: 429, headers: {"Retry-After": "2"}}));
   equal([refusal.message, refusal.field, refusal.code, refusal.status, refusal.retryAfter], ["no", "decoding.seed", "c", 429, 2]);
+  const twice = {error: {message: "decoding.seed: no", param: "decoding.seed"}};
+  equal((await refusalOf(new Response(JSON.stringify(twice), {status: 400}))).message, "no");
   const page = await refusalOf(new Response("<html>bad gateway", {status: 502, statusText: "Bad Gateway"}));
   ok(page.message.startsWith("The server answered 502 Bad Gateway"), page.message);
 });

@@ -14,7 +14,7 @@ test("the accepted path is the straight line on top", () => {
 
 test("a text that ends on a drafted token has no further node", () => {
   const {nodes} = layout({...STEP, path: [0, 2], emitted: [3, 5]}, {id: 5, text: "e"});
-  equal(nodes.map((one) => one.state), ["root", "rejected", "accepted", "rejected", "accepted"]);
+  equal(nodes.map((one) => one.state), ["root", "rejected", "accepted", "rejected", "own"]);
 });
 
 test("no two nodes of any tree overlap, and all lie inside", () => {
