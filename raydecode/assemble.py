@@ -158,7 +158,7 @@ def draft_models(job: Hosting) -> dict[str, Path]:
     return found
 
 
-def _draft_sources(job: JobConfig) -> dict[str, str]:
+def _draft_sources(job: Hosting) -> dict[str, str]:
     """source -> field that names it, of every further model to draft with."""
     from raydecode.engine.inside import needs_of
 
