@@ -150,7 +150,7 @@ def _run(
     from raydecode.assemble import build_engine
     from serve_app.fold import Sample, named
 
-    engine = build_engine(job, stream=True)
+    engine: Any = build_engine(job, stream=True)
     refused = engine.refuse(request.decoding)
     if refused:
         raise refused
@@ -190,10 +190,8 @@ def _run(
 
 
 def _spelling(engine: Any) -> Any:
-    """id -> text, where the engine says its vocabulary."""
-    vocabulary = getattr(getattr(engine, "lane", None), "token_bytes", None)
-    if vocabulary is None:
-        return lambda id: None
+    """id -> text."""
+    vocabulary = engine.token_bytes
     return lambda id: vocabulary[id].decode("utf-8", "backslashreplace") if id < len(vocabulary) else None
 
 
