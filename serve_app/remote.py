@@ -2,13 +2,15 @@
 
 A stream keeps the ids that it has passed on. When its replica dies, the request is opened again with these as
 `resume`, the same noise_id, and another replica gives what is missing: one seed, one text makes it exact
-(`actors/delivered.py`). A request that takes FRUITLESS replicas in a row with it without a token in between is not
-tried again: it is the likely cause. Events come over `serve_app/lines.py`.
+(`actors/delivered.py`). A request that loses FRUITLESS replicas in a row without a token in between is not tried again:
+it is the likely cause. From the second on it waits a while, each for a time of its own, so that those which only stood
+beside it get a token before it is back. Events come over `serve_app/lines.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -28,8 +30,10 @@ from serve_app.lines import Address, Desk
 from serve_app.live import EngineDied
 from serve_app.local import no_model
 
-FRUITLESS = 3
+FRUITLESS = 4
 """Deaths in a row without a token between them."""
+APART_S = 1.0
+"""Least wait behind the second; up to three times as long, and doubled behind each further one."""
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 READY_S, LATE_S = 5.0, 10.0
 BUSY_S = 2.0
@@ -134,6 +138,9 @@ class RemoteStream:
                 if self._closed:
                     break
                 self._count(gone)
+                await self._step_aside()
+                if self._closed:
+                    break
                 await self.begin()
                 continue
             news = self._had.take(events)
@@ -172,6 +179,10 @@ class RemoteStream:
         """Nobody listens any more: the replica frees the slot before its next step."""
         self._closed = True
         self._leave(cancel=not self._had.done)
+
+    async def _step_aside(self) -> None:
+        if self._fruitless > 1:
+            await asyncio.sleep(random.uniform(1, 3) * APART_S * 2 ** (self._fruitless - 2))
 
     def _leave(self, *, cancel: bool) -> None:
         if self._run is not None:
