@@ -98,7 +98,11 @@ class LedgerActor:
             self._storage, job=job, inputs=self._corpus.files, schema=schema, now=time.time, owner=owner,
             takeover=takeover, overwrite=overwrite,
         )  # fmt: skip
-        logged, ours = ({one.number: one.path for one in files} for files in (log.state.inputs, self._corpus.files))
+        # By content: a file that moved since has its old path in the log.
+        logged, ours = (
+            {one.number: (one.size_bytes, one.stamp) for one in files}
+            for files in (log.state.inputs, self._corpus.files)
+        )
         if logged != ours:
             raise JobError(f"{self._storage.url}: another run added input files just now; run the command again")
         units = self._plan(self._corpus, log.state)
