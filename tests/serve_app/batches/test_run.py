@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import threading
+import time
 
 import pytest
 
@@ -266,8 +267,9 @@ def test_batches_wait_for_their_turn(tmp_path):
     ids = [service.create(line("a")) for _ in range(3)]
     with running(service, slow, QUICK, running=1) as runner:
         service.until(ids[0], lambda batch: bool(begun))
-        runner._look()
-        assert len(runner._runs) == len(begun) == 1
+        runner.poke()
+        time.sleep(0.3)
+        assert len(begun) == 1
         gate.set()
         for id in ids:
             service.until(id)
