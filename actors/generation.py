@@ -137,6 +137,11 @@ class GenerationActor:
             "drafting": self._engine.drafting,
         }
 
+    def close(self) -> None:
+        """End the engine's thread, where the process goes on without this actor."""
+        if self._stepper is not None:
+            self._stepper.leave()
+
     def stacks(self) -> str:
         """What every thread is doing, for the message of a watchdog's kill."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -83,7 +83,7 @@ class LedgerActor:
     ) -> None:  # fmt: skip
         self._storage, self._corpus, self._blocks, self._plan = open_storage(output), corpus, blocks, plan
         self._limits, self._exit = limits, exit
-        self._lock, self._pulled = threading.RLock(), threading.Event()
+        self._lock, self._pulled, self._closed = threading.RLock(), threading.Event(), threading.Event()
         self._kills: list[Kill] = []
         self._ledger: Ledger | None = None
         self._began = time.time()
@@ -98,7 +98,11 @@ class LedgerActor:
             self._storage, job=job, inputs=self._corpus.files, schema=schema, now=time.time, owner=owner,
             takeover=takeover, overwrite=overwrite,
         )  # fmt: skip
-        logged, ours = ({one.number: one.path for one in files} for files in (log.state.inputs, self._corpus.files))
+        # By content: a file that moved since has its old path in the log.
+        logged, ours = (
+            {one.number: (one.size_bytes, one.stamp) for one in files}
+            for files in (log.state.inputs, self._corpus.files)
+        )
         if logged != ours:
             raise JobError(f"{self._storage.url}: another run added input files just now; run the command again")
         units = self._plan(self._corpus, log.state)
@@ -172,8 +176,14 @@ class LedgerActor:
         with self._lock:
             self._core.on_start_failure(message)
 
+    def end(self, reason: str) -> None:
+        """Somebody ends the job: workers commit what is finished and leave."""
+        with self._lock:
+            self._core.end(reason)
+
     def close(self) -> None:
         """Nothing will be committed any more: the next run need not wait for this one's heartbeat to grow old."""
+        self._closed.set()
         with self._lock:
             self._core.log.beat(0, closed=True)
 
@@ -206,8 +216,7 @@ class LedgerActor:
             self._pulled.wait(TICK_S)
 
     def _keep(self, owner: Owner) -> None:
-        while True:
-            time.sleep(TICK_S)
+        while not self._closed.wait(TICK_S):
             if owner.alive() is False:
                 self._exit(1)
                 return

@@ -180,7 +180,7 @@ def _type(part: dict[str, Any]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "null"
-    if value == {} or hasattr(value, "model_fields"):
+    if value == {} or hasattr(type(value), "model_fields"):
         return "{}"
     if hasattr(value, "to_json"):
         return str(value.name)

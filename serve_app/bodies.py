@@ -1,6 +1,6 @@
 """The bodies of `/v1/completions`, `/v1/chat/completions` and `/v1/embeddings`: strict, and the OpenAPI document.
 
-Every field that OpenAI documents is here. A field works, or it says that it does not (`refused`, with the values that
+Every field that OpenAI documents is here. A field works, or it says that it does not (`Refused`, with the values that
 ask for nothing), or it is in IDLE: it cannot change a text, and the docs list it. Unknown fields are refused. null is
 "not given" everywhere, since clients send it.
 """
@@ -10,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
 from raydecode.complaints import kind
 from serve_app.failures import UNSUPPORTED
@@ -29,17 +37,22 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def refused(why: str, *harmless: Any) -> Any:
-    """The type of a field that is not supported: null and what asks for nothing pass, all else is a 400 saying why."""
+class Refused:
+    """Marks a field that is not supported: null and what asks for nothing pass, all else is a 400 saying why."""
 
-    def check(value: Any) -> Any:
-        if value is not None and not any(type(value) is type(one) and value == one for one in harmless):
-            raise PydanticCustomError(UNSUPPORTED, "{why}", {"why": f"not supported: {why}"})
+    def __init__(self, why: str, *harmless: Any) -> None:
+        self.why, self.harmless = f"not supported: {why}", harmless
+
+    def check(self, value: Any) -> Any:
+        if value is not None and not any(type(value) is type(one) and value == one for one in self.harmless):
+            raise PydanticCustomError(UNSUPPORTED, "{why}", {"why": self.why})
         return value
 
-    return Annotated[
-        Any, BeforeValidator(check), WithJsonSchema({"enum": [None, *harmless], "description": f"Not supported: {why}."})
-    ]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict:
+        return {"enum": [None, *self.harmless], "description": f"N{self.why[1:]}."}
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -68,7 +81,9 @@ def _content(value: Any) -> Any:
             raise _wrong(f"part {i} needs a `type`: {{type: text, text: ...}}")
         if part["type"] not in ("text", "input_text", "output_text"):
             raise PydanticCustomError(
-                UNSUPPORTED, "{why}", {"why": f"not supported: parts of type {str(part['type'])[:40]!r}; models here read text"}
+                UNSUPPORTED,
+                "{why}",
+                {"why": f"not supported: parts of type {str(part['type'])[:40]!r}; models here read text"},
             )
         extra = sorted(set(part) - {"type", "text", "annotations", "logprobs"})
         if not isinstance(part.get("text"), str) or extra:
@@ -174,7 +189,7 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     """a last chunk with the token counts"""
-    include_obfuscation: refused("chunks are not padded", False) = None
+    include_obfuscation: Annotated[Any, Refused("chunks are not padded", False)] = None
 
 
 class Sampled(Body):
@@ -221,8 +236,8 @@ class Choices(Sampled):
     """only with `stream`"""
     metadata: Metadata | None = None
     """comes back in the answer"""
-    store: refused("nothing is stored", False) = None
-    service_tier: refused("there is one", "auto", "default") = None
+    store: Annotated[Any, Refused("nothing is stored", False)] = None
+    service_tier: Annotated[Any, Refused("there is one", "auto", "default")] = None
 
 
 class CompletionBody(Choices):
@@ -238,7 +253,7 @@ class CompletionBody(Choices):
     """the prompt before the text; with `logprobs` its log-probabilities, too"""
     best_of: Count | None = None
     """so many texts, of which the `n` likeliest per token come back; not in a stream"""
-    suffix: refused("models here continue a text and do not fill one in", "") = None
+    suffix: Annotated[Any, Refused("models here continue a text and do not fill one in", "")] = None
 
 
 class Message(Body):
@@ -250,11 +265,11 @@ class Message(Body):
     """text, or parts of type text"""
     name: Annotated[str, Field(max_length=512)] | None = None
     """handed to the model's chat template"""
-    refusal: refused("it is no text of the chat") = None
-    audio: refused("models here read text") = None
-    tool_calls: refused(LATER, []) = None
-    tool_call_id: refused(LATER) = None
-    function_call: refused(LATER) = None
+    refusal: Annotated[Any, Refused("it is no text of the chat")] = None
+    audio: Annotated[Any, Refused("models here read text")] = None
+    tool_calls: Annotated[Any, Refused(LATER, [])] = None
+    tool_call_id: Annotated[Any, Refused(LATER)] = None
+    function_call: Annotated[Any, Refused(LATER)] = None
 
 
 class ChatBody(Choices):
@@ -270,21 +285,21 @@ class ChatBody(Choices):
     """log-probability of each token"""
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     """and of so many alternatives; needs `logprobs`"""
-    tools: refused(LATER, []) = None
-    tool_choice: refused(LATER, "none") = None
-    parallel_tool_calls: refused(LATER) = None
-    functions: refused(LATER, []) = None
-    function_call: refused(LATER, "none") = None
-    response_format: refused(FORMAT, {"type": "text"}) = None
-    modalities: refused("models here write text", ["text"]) = None
-    audio: refused("models here write text") = None
-    prediction: refused("say decoding: {drafter: ...}: drafts come from drafters") = None
-    reasoning_effort: refused("models here have no such setting", "none") = None
-    verbosity: refused("models here have no such setting", "medium") = None
-    web_search_options: refused("there is no search") = None
-    moderation: refused("there is no moderation") = None
-    prompt_cache_options: refused("equal beginnings share the cache by themselves") = None
-    prompt_cache_retention: refused("the cache is in memory", "in_memory") = None
+    tools: Annotated[Any, Refused(LATER, [])] = None
+    tool_choice: Annotated[Any, Refused(LATER, "none")] = None
+    parallel_tool_calls: Annotated[Any, Refused(LATER)] = None
+    functions: Annotated[Any, Refused(LATER, [])] = None
+    function_call: Annotated[Any, Refused(LATER, "none")] = None
+    response_format: Annotated[Any, Refused(FORMAT, {"type": "text"})] = None
+    modalities: Annotated[Any, Refused("models here write text", ["text"])] = None
+    audio: Annotated[Any, Refused("models here write text")] = None
+    prediction: Annotated[Any, Refused("say decoding: {drafter: ...}: drafts come from drafters")] = None
+    reasoning_effort: Annotated[Any, Refused("models here have no such setting", "none")] = None
+    verbosity: Annotated[Any, Refused("models here have no such setting", "medium")] = None
+    web_search_options: Annotated[Any, Refused("there is no search")] = None
+    moderation: Annotated[Any, Refused("there is no moderation")] = None
+    prompt_cache_options: Annotated[Any, Refused("equal beginnings share the cache by themselves")] = None
+    prompt_cache_retention: Annotated[Any, Refused("the cache is in memory", "in_memory")] = None
 
 
 class EmbeddingBody(Body):

@@ -14,6 +14,7 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 10.0, 60.0
 LOOK_BACK_S = 12.0
 """Over how long Ray Serve averages what runs: as short as it allows, the delays do the damping."""
 LANES = 2
+TOY = "toy"
 
 
 def deployment_name(model: str) -> str:
@@ -68,7 +69,7 @@ def resources(model: ServedModelConfig, nodes: Sequence[dict[str, float]]) -> tu
     per_node = max(1, -(-model.scaling.max // max(1, len(nodes))))
     gpus = model.actors.num_gpus
     if gpus is None:
-        cpu_only = model.engine.name in ("toy",) or model.model.source == "toy"
+        cpu_only = TOY in (model.engine.name, model.model.source)
         gpus = 1.0 if not cpu_only and any(node.get("GPU") for node in nodes) else 0.0
     own = model.actors.num_cpus
     if own is None:

@@ -1,6 +1,6 @@
 """What went wrong, as OpenAI's clients read it: a status code and `{"error": {message, type, param, code}}`.
 
-    400 invalid_request_error    the body, the request: `param` is the field; code "unsupported" for what is not there yet
+    400 invalid_request_error    the body, the request: `param` is the field; code "unsupported": not there yet
     401 authentication_error     no key, or a wrong one
     404 invalid_request_error    no such model ("model_not_found") or address
     408, 504 timeout_error       a client that sends too slowly; a request that takes longer than it may
@@ -85,7 +85,7 @@ def of_fault(fault: Fault | None, prompt: str = "prompt") -> ApiError:
             return ApiError(400, said, param="logit_bias", code="invalid_token")
         case "request", "BadLimit" | "BadOption" | "BadResume":
             return ApiError(400, said, code=_snake(fault.kind))
-        case ("admission" | "request" | "prompt"), _:
+        case (("admission" | "request" | "prompt"), _):
             return ApiError(400, said, param=prompt, code=_snake(fault.kind))
     return ApiError(500, said, type=SERVER, code=_snake(fault.kind))
 
@@ -129,7 +129,10 @@ def of_exception(error: BaseException, body: type[BaseModel] | None = None) -> A
 
 def of_findings(findings: Sequence[Mapping[str, Any]], body: type[BaseModel] | None) -> ApiError:
     """pydantic's findings about a body, in our words: the field, what it wants, the nearest name."""
-    found = [{**one, "loc": tuple(one["loc"][1:]) if one["loc"][:1] in (("body",), ("query",)) else one["loc"]} for one in findings]
+    found = [
+        {**one, "loc": tuple(one["loc"][1:]) if one["loc"][:1] in (("body",), ("query",)) else one["loc"]}
+        for one in findings
+    ]
     if not found[0]["loc"]:
         return ApiError(400, "the body must be a JSON object", param=None, code="invalid_body")
     later = next((one for one in found if one["type"] == UNSUPPORTED), None)
@@ -149,7 +152,7 @@ def of_findings(findings: Sequence[Mapping[str, Any]], body: type[BaseModel] | N
 
 
 def _hint(finding: Mapping[str, Any], hint: str | None) -> str | None:
-    """For an unknown field that names a sampler of ours: how to say it. The long list of fields only if none is near."""
+    """For an unknown field that names a sampler of ours: how to say it."""
     if finding["type"] == "missing":
         return None
     if finding["type"] != "extra_forbidden":
@@ -171,7 +174,13 @@ def _inside(body: type[BaseModel] | None, loc: Sequence[int | str]) -> type[Base
         if isinstance(part, int):
             continue
         field = at.model_fields.get(part) if at else None
-        at = next((one for one in _types(field.annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None) if field else None  # noqa: E501
+        at = (
+            next(
+                (one for one in _types(field.annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None
+            )
+            if field
+            else None
+        )
     return at
 
 

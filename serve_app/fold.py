@@ -161,9 +161,7 @@ def named(trace: Mapping[str, Any], table: Sequence[bytes]) -> dict[str, Any]:
     def of(id: int) -> dict[str, Any]:
         return {"id": id, "text": spelled(id, table[id]), "bytes": list(table[id])}
 
-    tokens = [
-        {**one, "top": [{**of(id), "logp": finite(logp)} for id, logp in one["top"]]} for one in trace["tokens"]
-    ]
+    tokens = [{**one, "top": [{**of(id), "logp": finite(logp)} for id, logp in one["top"]]} for one in trace["tokens"]]
     steps = [{**one, "texts": [spelled(id, table[id]) for id in one["tokens"]]} for one in trace["steps"]]
     return {"tokens": tokens, "steps": steps}
 

@@ -6,10 +6,12 @@ docs/log.md). On a cluster, where many proxies share the load, the same routes r
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -17,19 +19,20 @@ import uvicorn
 from raydecode.config import HttpConfig, ServeConfig
 from raydecode.errors import JobError, UserError
 from serve_app.deploy import deployment_name, replicas_of
-from serve_app.gateway import Gateway
 from serve_app.ingress import create_app
+from serve_app.observe.logs import configure
 from serve_app.remote import RemoteGateway
 
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
 DESCRIBE_S = 60.0
+LOOPBACK = "127.0.0.1"
 
 
 def listening(http: HttpConfig) -> socket.socket:
     """The socket, bound before models load, so that a port in use is said at once. Raises UserError."""
     family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle on: 40 ms
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((http.host, http.port))
@@ -54,6 +57,7 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
     """Deploy every model and wait until its least replicas answer. Raises JobError."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     handles = {}
@@ -63,7 +67,8 @@ def start_replicas(config: ServeConfig, ray: Any) -> RemoteGateway:
             handles[model.name] = serve.run(replicas_of(model, config, nodes), name=name, route_prefix=None)
         except RuntimeError as error:
             raise JobError(f"model '{model.name}' does not start: {_why(serve, name) or error}") from error
-    gateway = RemoteGateway(config, handles)
+    local = len(nodes) == 1 and not os.environ.get("RAY_ADDRESS")
+    gateway = RemoteGateway(config, handles, LOOPBACK if local else None)
     for model in config.models:
         if model.scaling.min:
             gateway.known[model.name] = handles[model.name].described.remote().result(timeout_s=DESCRIBE_S)
@@ -89,24 +94,31 @@ def _why(serve: Any, application: str) -> str | None:
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], None], close: Callable[[], Awaitable[None]]
+    ) -> None:
         super().__init__(config)
-        self._told = started
+        self._told, self._close = started, close
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._told()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        await self._close()
+
 
 def serve_here(
-    config: ServeConfig, gateway: Gateway, sock: socket.socket, started: Callable[[], None], drain_s: float
+    config: ServeConfig, gateway: RemoteGateway, sock: socket.socket, started: Callable[[], None], drain_s: float
 ) -> None:
     """Speak HTTP until SIGINT or SIGTERM; then take nothing new and let what runs end within `drain_s`.
 
     A second SIGINT ends at once. started: called when requests are answered. To be called in the main thread.
     """
     http = config.http
+    configure(config.logging.level, config.logging.format)
     settings = uvicorn.Config(
         create_app(gateway, config),
         ssl_certfile=http.tls_certfile,
@@ -121,7 +133,7 @@ def serve_here(
     )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises again the signal that ended it
     try:
-        _Server(settings, started).run(sockets=[sock])
+        _Server(settings, started, gateway.close).run(sockets=[sock])
     except KeyboardInterrupt:
         pass
     finally:

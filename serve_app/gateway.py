@@ -57,8 +57,10 @@ class Served:
 class Stream(Protocol):
     """The events of one request."""
 
-    migrations: int
-    """how often it went on in another replica"""
+    @property
+    def migrations(self) -> int:
+        """How often it went on in another replica."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 
@@ -81,7 +83,7 @@ class Gateway(Protocol):
         ...
 
     async def token_bytes(self, model: str) -> Sequence[bytes]:
-        """Token id -> its bytes, empty for special tokens: log-probabilities name alternatives by id. Raises as `open`."""
+        """Token id -> its bytes, empty for special tokens; alternatives are named by id. Raises as `open`."""
         ...
 
     async def encode(self, model: str, prompt: Prompt) -> list[int]:

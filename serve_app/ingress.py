@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import re
-import secrets
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raydecode import __version__
 from raydecode.config import ServeConfig
 from serve_app import failures
+from serve_app.batches.answering import answering
+from serve_app.batches.desk import Desk
 from serve_app.gateway import Gateway
+from serve_app.observe.inquiry import HEADER, Observing
+from serve_app.observe.telling import Telling
+from serve_app.observe.watch import WatchedGateway
 from serve_app.playground import mount_playground
 from serve_app.routes import routers
 from serve_app.service import Service
 
-REQUEST_ID = "x-request-id"
-_SANE = re.compile(r"[\w.:/@+=-]{1,128}")
 
+def create_app(
+    gateway: Gateway, config: ServeConfig, *, desk: Desk | None = None, telling: Telling | None = None
+) -> FastAPI:
+    """The app over a gateway, which is whoever made it's to start and to close.
 
-def create_app(gateway: Gateway, config: ServeConfig) -> FastAPI:
-    """The app over a gateway. It starts nothing: the gateway is whoever made it's to start and to close."""
-    service = Service(gateway, config)
-    middleware = [Middleware(RequestId)]
+    desk:    files and batches; default: those of the configuration, run by this app while its lifespan lasts
+    telling: default: as the configuration says
+    """
+    telling = telling or Telling.of(config)
+    runs = desk is None and config.batches.path is not None
+    desk = Desk(config.batches) if runs else desk
+    service = Service(WatchedGateway(gateway, telling.tellers), config, telling, desk)
+    middleware = [Middleware(Observing, watchers=telling.watchers)]
     if config.http.cors_origins:
         middleware.append(
             Middleware(
                 CORSMiddleware, allow_origins=list(config.http.cors_origins), allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["authorization", "content-type", REQUEST_ID],
-                expose_headers=[REQUEST_ID, "retry-after"],
+                allow_headers=["authorization", "content-type", HEADER],
+                expose_headers=[HEADER, "retry-after"],
             )
         )  # fmt: skip
     app = FastAPI(
         title="raydecode", version=__version__, middleware=middleware, docs_url=None, redoc_url=None,
         summary="Decoding methods behind OpenAI's API", redirect_slashes=False,
+        lifespan=lifespan(service, gateway, runs),
     )  # fmt: skip
     app.state.service = service
     for kind in (HTTPException, RequestValidationError):
@@ -51,23 +62,21 @@ def create_app(gateway: Gateway, config: ServeConfig) -> FastAPI:
     return app
 
 
-class RequestId:
-    """Every request has an id: the client's own where it sends a sane one. It is in the answer and in the log."""
+def lifespan(service: Service, gateway: Gateway, runs: bool) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """While the app serves: batches run, if they are this app's to run; at the end what is told of is sent."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    @asynccontextmanager
+    async def serving(app: FastAPI) -> AsyncIterator[None]:
+        pushing = asyncio.create_task(service.telling.pushing())
+        try:
+            if runs and service.desk is not None:
+                metrics = service.telling.metrics
+                async with service.desk.running(answering(service, gateway), metrics.batches):
+                    yield
+            else:
+                yield
+        finally:
+            pushing.cancel()
+            await asyncio.to_thread(service.telling.close)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        id = given if _SANE.fullmatch(given) else "req-" + secrets.token_hex(12)
-        scope.setdefault("state", {})["request_id"] = id
-
-        async def with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = id
-            await send(message)
-
-        await self.app(scope, receive, with_id)
+    return serving

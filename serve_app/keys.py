@@ -71,6 +71,10 @@ class Account:
             headers["x-ratelimit-remaining-requests"] = str(int(self.room))
         return headers
 
+    def used_up(self, unix: float) -> bool:
+        """The tokens of the day are gone: a batch waits for the next."""
+        return self.quota is not None and self._today(unix) >= self.quota
+
     def spend(self, tokens: int, unix: float) -> None:
         """Prompt and output tokens of an answer that ended."""
         self.tokens = self._today(unix) + tokens
@@ -120,7 +124,7 @@ class Keys:
             if self.anonymous or _local(headers, peer):
                 return self.nobody
             raise ApiError(
-                401, "this server has no API keys, so it serves its own machine only; name `keys` in its configuration",
+                401, "this server has no API keys, so it serves its own machine only; raydecode serve --new-key makes one",
                 type=AUTHENTICATION, code="no_keys",
             )  # fmt: skip
         scheme, _, key = headers.get("authorization", "").partition(" ")

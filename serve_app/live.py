@@ -36,20 +36,34 @@ class EngineDied(RaydecodeError):
 
 
 class LiveStream:
-    """One request's events, in lists: what came since the last look. Not listening does not stop it, `aclose` does."""
+    """One request's events, in lists: what came since the last look. Not listening does not stop it, `aclose` does.
+
+    out: takes each event instead, in the event loop; `ended` then waits for the end
+    """
 
     migrations = 0
 
-    def __init__(self, live: LiveEngine, request: Request, steps: bool) -> None:
+    def __init__(
+        self, live: LiveEngine, request: Request, steps: bool, out: Callable[[Event], None] | None = None
+    ) -> None:
         self._live, self._id, self._steps = live, request.id, steps
         self._left = max(1, request.decoding.n)
         self._ready: deque[Event] = deque()
+        self._out = out or self._ready.append
         self._news = asyncio.Event()
         self._failure: Exception | None = None
         self.began = time.monotonic()
 
     def __aiter__(self) -> LiveStream:
         return self
+
+    async def ended(self) -> None:
+        """Wait for the last event, or for `aclose`. Raises what ended the stream otherwise."""
+        while self._left:
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
 
     async def __anext__(self) -> list[Event]:
         while not self._ready:
@@ -74,9 +88,9 @@ class LiveStream:
         """Take an event; True when it was the last."""
         if not self._left or (isinstance(event, StepEvent) and not self._steps):
             return False
-        self._ready.append(event)
-        self._news.set()
+        self._out(event)
         self._left -= isinstance(event, OutcomeEvent)
+        self._news.set()
         return not self._left
 
     def fail(self, error: Exception) -> None:
@@ -92,9 +106,9 @@ class LiveEngine:
     """
 
     def __init__(
-        self, build: Callable[[], Engine], *, slots: int, queue: int, probe: DecodingSpec = DecodingSpec()
+        self, build: Callable[[], Engine], *, slots: int, queue: int, probe: DecodingSpec | None = None
     ) -> None:
-        self.slots, self.queue, self._probe = slots, queue, probe
+        self.slots, self.queue, self._probe = slots, queue, probe or DecodingSpec()
         self._lanes = Lanes(build, slots, self._sent, self._woken)
         self._streams: dict[str, LiveStream] = {}
         self._draining = False
@@ -121,7 +135,13 @@ class LiveEngine:
         """Counts: tokens, steps, yields, waiting and running by lane."""
         return self._lanes
 
-    def open(self, request: Request, lane: Lane = "interactive", steps: bool = False) -> LiveStream:
+    def open(
+        self,
+        request: Request,
+        lane: Lane = "interactive",
+        steps: bool = False,
+        out: Callable[[Event], None] | None = None,
+    ) -> LiveStream:
         """Start a request. Raises Overloaded, Unavailable, and UserError for an id that is in use."""
         self.check()
         if self._draining:
@@ -132,7 +152,7 @@ class LiveEngine:
         if waiting >= self.queue:
             most = f"{waiting} requests wait for one of {self.slots} slots, no more may"
             raise Overloaded(most, min(LONGEST_WAIT_S, max(1.0, self._took * waiting / self.slots)))
-        stream = LiveStream(self, request, steps)
+        stream = LiveStream(self, request, steps, out)
         self._streams[request.id] = stream
         self._lanes.put(request, lane)
         return stream

@@ -1,7 +1,7 @@
 """A gateway to engines in this process: for tests, and for a server without Ray.
 
-    async with LocalGateway(config) as gateway:
-        stream = await gateway.open("toy", request)
+async with LocalGateway(config) as gateway:
+    stream = await gateway.open("toy", request)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LocalGateway:
     """config: which models; builds: name -> how its engine is made, where not as the config says"""
 
     def __init__(self, config: ServeConfig, builds: Mapping[str, Callable[[], Engine]] | None = None) -> None:
-        queue = config.limits.queue
+        self.config, queue = config, config.limits.queue
         self.engines = {one.name: live_engine(one, queue, (builds or {}).get(one.name)) for one in config.models}
         self._created = int(time.time())
         self._up: set[str] = set()

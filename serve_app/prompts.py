@@ -26,7 +26,9 @@ async def prompted(
     """The call's prompts as text, and their tokens where they shall be scored."""
     ids = [await gateway.encode(call.model, request.prompt) for request in call.requests]
     texts = [
-        request.prompt.text if isinstance(request.prompt, Text) else b"".join(table[id] for id in own).decode("utf-8", "replace")
+        request.prompt.text
+        if isinstance(request.prompt, Text)
+        else b"".join(table[id] for id in own).decode("utf-8", "replace")
         for request, own in zip(call.requests, ids, strict=True)
     ]
     if not call.score:
@@ -51,7 +53,9 @@ def _replay(request: Request, ids: Sequence[int], top: int) -> Request:
     return Request(f"{request.id}.prompt", "", Ids((ids[0],)), spec, resume=(tuple(ids[1:]),))
 
 
-def _scored(ids: Sequence[int], logprobs: Sequence[tuple[float, tuple[tuple[int, float], ...]]], table: Sequence[bytes]) -> tuple[Scored, ...]:
+def _scored(
+    ids: Sequence[int], logprobs: Sequence[tuple[float, tuple[tuple[int, float], ...]]], table: Sequence[bytes]
+) -> tuple[Scored, ...]:
     if len(logprobs) != len(ids) - 1:
         raise Refused(
             "this engine does not give the log-probabilities of a prompt", field="echo", value=True,

@@ -33,6 +33,8 @@ class Shape(Protocol):
 
     def end(self, outcomes: list[list[OutcomeEvent]]) -> list[dict[str, Any]]: ...
 
+    def answer(self, outcomes: list[list[OutcomeEvent]], migrations: int) -> dict[str, Any]: ...
+
 
 class Relay:
     """The streams of a call.

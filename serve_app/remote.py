@@ -2,19 +2,20 @@
 
 A stream keeps the ids that it has passed on. When its replica dies, the request is opened again with these as
 `resume`, the same noise_id, and another replica gives what is missing: one seed, one text makes it exact
-(`actors/delivered.py`). A request that twice in a row takes a replica with it without a token in between is not tried
-again: it is the likely cause.
+(`actors/delivered.py`). A request that takes FRUITLESS replicas in a row with it without a token in between is not
+tried again: it is the likely cause. Events come over `serve_app/lines.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.delivered import Delivered
@@ -23,13 +24,14 @@ from raydecode.errors import RaydecodeError
 from raydecode.events import Event
 from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Overloaded, Served, Unavailable
+from serve_app.lines import Address, Desk
 from serve_app.live import EngineDied
 from serve_app.local import no_model
 
-FRUITLESS = 2
+FRUITLESS = 3
 """Deaths in a row without a token between them."""
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-READY_S = 5.0
+READY_S, LATE_S = 5.0, 10.0
 BUSY_S = 2.0
 
 
@@ -41,15 +43,80 @@ class _Gone(Exception):
         self.taken = taken
 
 
+class _Run:
+    """A request in one replica: the events that came and nobody has seen, and how the run ended."""
+
+    def __init__(self, desk: Desk, address: Address, handle: Any, request: Request, lane: Lane, steps: bool) -> None:
+        self._desk = desk
+        self.served: Served | None = None
+        self._events: deque[Event] = deque()
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
+        self._number = desk.open(self._take)
+        self._response = handle.generate.remote(request, lane, steps, address, self._number)
+        self._call = asyncio.create_task(self._wait())
+
+    async def taken(self) -> Served:
+        """Wait until a replica has the request. Raises what keeps it from being taken."""
+        while self.served is None:
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        return self.served
+
+    async def events(self) -> list[Event]:
+        """What came since the last look. Raises _Gone when nothing more will."""
+        while not self._events:
+            if self._failure is not None:
+                raise self._failure
+            self._news.clear()
+            await self._news.wait()
+        out = list(self._events)
+        self._events.clear()
+        return out
+
+    def end(self, cancel: bool) -> None:
+        """Hear nothing more of it; cancel: the replica, too, is to stop."""
+        self._desk.forget(self._number)
+        self._fail(_Gone("nobody listens", taken=False))  # wakes who waits
+        if cancel and not self._call.done():
+            with suppress(Exception):  # it may end at this very moment
+                self._response.cancel()
+
+    # ------------------------------------------------------------------ what comes in
+    def _take(self, item: Any) -> None:
+        if item is None:
+            self._fail(_Gone("the connection to the replica has ended", taken=True))
+        elif isinstance(item, Served):
+            self.served = item
+        else:
+            self._events.append(item)
+        self._news.set()
+
+    async def _wait(self) -> None:
+        """The call itself: it returns when the replica has sent everything, or raises."""
+        try:
+            await self._response
+        except (Exception, asyncio.CancelledError) as error:
+            self._fail(_said(error, taken=self.served is not None))
+        else:
+            asyncio.get_running_loop().call_later(LATE_S, self._fail, _Gone("the replica ended the stream", taken=True))
+
+    def _fail(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._news.set()
+
+
 class RemoteStream:
     """One request's events, from as many replicas as it takes."""
 
     def __init__(self, gateway: RemoteGateway, model: str, request: Request, lane: Lane, steps: bool) -> None:
         self._gateway, self._model, self._lane, self._steps = gateway, model, lane, steps
         self._had = Delivered(request)
-        self._response: Any = None
-        self._fruitless = 0
-        self._tokens = 0
+        self._run: _Run | None = None
+        self._fruitless = self._tokens = 0
         self._closed = False
 
     @property
@@ -60,105 +127,95 @@ class RemoteStream:
         return self
 
     async def __anext__(self) -> list[Event]:
-        while not (self._closed or self._had.done):
+        while not self._closed and self._run is not None:
             try:
-                events = await self._next()
-                if events is not None:
-                    news = self._had.take(events)
-                    if news:
-                        return news
-                elif self._had.refused:
-                    await self.begin()
-                elif not self._had.done:
-                    raise _Gone("the replica ended the stream", taken=True)
+                events = await self._run.events()
             except _Gone as gone:
+                if self._closed:
+                    break
                 self._count(gone)
                 await self.begin()
+                continue
+            news = self._had.take(events)
+            if self._had.done:
+                self._leave(cancel=False)
+            elif self._had.refused:  # this replica cannot go on from ids
+                await self.begin()
+            if news:
+                return news
         raise StopAsyncIteration
 
     async def begin(self) -> None:
         """Have some replica take the request. Raises Overloaded, Unavailable, UserError."""
-        request, pause = self._had.begin(), PAUSE_S
-        patience = self._gateway.patience_s
+        request, pause, patience = self._had.begin(), PAUSE_S, self._gateway.patience_s
         try:
             async with asyncio.timeout(patience):
                 while True:
+                    self._leave(cancel=True)
+                    self._run = await self._gateway.run(self._model, request, self._lane, self._steps)
                     try:
-                        self._response = self._gateway.call(self._model).generate.remote(
-                            request, self._lane, self._steps
-                        )
-                        first = await self._next()
-                        break
+                        self._gateway.known[self._model] = await self._run.taken()
+                        return
                     except _Gone as gone:
                         if gone.taken:
                             self._count(gone)
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, LONGEST_PAUSE_S)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
         except TimeoutError:
-            self._cancel()
+            self._leave(cancel=True)
             raise Unavailable(f"no replica of '{self._model}' took the request within {patience:g} s") from None
-        if isinstance(first, Served):
-            self._gateway.known[self._model] = first
+        except BaseException:
+            self._leave(cancel=True)
+            raise
 
     async def aclose(self) -> None:
         """Nobody listens any more: the replica frees the slot before its next step."""
         self._closed = True
-        if not self._had.done:
-            self._cancel()
+        self._leave(cancel=not self._had.done)
 
-    async def _next(self) -> Any:
-        """The next item of the replica that has the request; None behind its last."""
-        try:
-            return await anext(self._response)
-        except StopAsyncIteration:
-            return None
-        except BackPressureError as error:
-            raise Overloaded(f"every replica of '{self._model}' is busy, and its queue is full", BUSY_S) from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            raise _Gone(str(error).splitlines()[0], taken=isinstance(error, RayActorError)) from error
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, EngineDied):
-                raise _Gone("the engine has ended", taken=True) from error
-            if isinstance(cause, Unavailable):  # it drains: another one takes the request
-                raise _Gone(str(cause), taken=False) from error
-            if isinstance(cause, RaydecodeError):
-                raise cause from None
-            raise
-        except asyncio.CancelledError:
-            if self._closed or (task := asyncio.current_task()) is None or task.cancelling():
-                self._cancel()
-                raise
-            raise _Gone("the replica was stopped", taken=True) from None
+    def _leave(self, *, cancel: bool) -> None:
+        if self._run is not None:
+            self._run.end(cancel)
+            self._run = None
 
     def _count(self, gone: _Gone) -> None:
         tokens = sum(map(len, self._had.ids))
         self._fruitless = 1 if tokens > self._tokens else self._fruitless + 1
         self._tokens = tokens
         if self._fruitless >= FRUITLESS:
+            self._leave(cancel=True)
             raise Unavailable(f"{self._fruitless} replicas in a row ended with this request: {gone}")
-
-    def _cancel(self) -> None:
-        if self._response is not None:
-            with suppress(Exception):  # it may have ended in the meantime
-                self._response.cancel()
 
 
 class RemoteGateway:
-    """handles: model -> handle of its deployment"""
+    """handles: model -> handle of its deployment; host: an address of this machine that replicas reach"""
 
-    def __init__(self, config: ServeConfig, handles: Mapping[str, Any]) -> None:
-        self._config = config
+    def __init__(self, config: ServeConfig, handles: Mapping[str, Any], host: str | None = None) -> None:
+        self._config, self._handles, self._host = config, dict(handles), host
         self.patience_s = config.limits.start_timeout_s
-        self._handles = {name: handle.options(stream=True) for name, handle in handles.items()}
-        self._plain = dict(handles)
         self._bytes: dict[str, list[bytes]] = {}
         self._created = int(time.time())
+        self._desk: tuple[asyncio.AbstractEventLoop, asyncio.Task[tuple[Desk, Address]]] | None = None
         self.known: dict[str, Served] = {}
 
-    def call(self, model: str) -> Any:
-        """The handle for streams."""
-        return self._handles[model]
+    async def close(self) -> None:
+        """Hear nothing more; streams that are open end."""
+        if self._desk is not None and self._desk[0] is asyncio.get_running_loop():
+            desk, _ = await self._desk[1]
+            await desk.close()
+            self._desk = None
+
+    async def run(self, model: str, request: Request, lane: Lane, steps: bool) -> _Run:
+        """Send the request to some replica."""
+        desk, address = await self._listening()
+        return _Run(desk, address, self._handles[model], request, lane, steps)
+
+    async def _listening(self) -> tuple[Desk, Address]:
+        """The desk of this event loop, opened by the first who needs it."""
+        loop = asyncio.get_running_loop()
+        if self._desk is None or self._desk[0] is not loop:
+            self._desk = loop, loop.create_task(_open_desk(self._host))
+        return await asyncio.shield(self._desk[1])
 
     # ------------------------------------------------------------------ serve_app.gateway.Gateway
     def models(self) -> Sequence[Served]:
@@ -188,7 +245,7 @@ class RemoteGateway:
     async def _answers(self, model: str) -> bool:
         try:
             async with asyncio.timeout(READY_S):
-                self.known[model] = await self._plain[model].described.remote()
+                self.known[model] = await self._handles[model].described.remote()
         except Exception:  # whatever keeps it from answering
             return False
         return True
@@ -201,21 +258,43 @@ class RemoteGateway:
             async with asyncio.timeout(self.patience_s):
                 while True:
                     try:
-                        return await getattr(self._plain[model], what).remote(*arguments)
-                    except (RayActorError, DeploymentUnavailableError):
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, LONGEST_PAUSE_S)
+                        return await getattr(self._handles[model], what).remote(*arguments)
+                    except Exception as error:
+                        said = _said(error, taken=False)
+                        if not isinstance(said, _Gone):
+                            raise said from None
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
         except TimeoutError:
             raise Unavailable(f"no replica of '{model}' answered within {self.patience_s:g} s") from None
-        except BackPressureError as error:
-            raise Overloaded(f"every replica of '{model}' is busy, and its queue is full", BUSY_S) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, RaydecodeError):
-                raise error.cause from None
-            raise
 
     def _check(self, model: str) -> None:
         if model not in self._handles:
             raise no_model(model, [*self._handles])
 
 
+async def _open_desk(host: str | None) -> tuple[Desk, Address]:
+    from ray.util import get_node_ip_address
+
+    desk = Desk(host or get_node_ip_address())
+    return desk, await desk.start()
+
+
+def _said(error: BaseException, taken: bool) -> Exception:
+    """What a call of Ray Serve raised, in our words."""
+    if isinstance(error, BackPressureError):
+        return Overloaded("every replica is busy, and the queue is full", BUSY_S)
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, EngineDied):
+            return _Gone("the engine has ended", taken=True)
+        if isinstance(cause, Unavailable):  # it drains: another one takes the request
+            return _Gone(str(cause), taken=False)
+        if isinstance(cause, OSError):  # it cannot reach this process any more, or could not
+            return _Gone(str(cause), taken=taken)
+        return cause if isinstance(cause, RaydecodeError) else error
+    if isinstance(error, RayActorError | TaskCancelledError | asyncio.CancelledError):
+        return _Gone((str(error) or "the replica was stopped").splitlines()[0], taken=taken)
+    if isinstance(error, DeploymentUnavailableError):
+        return _Gone(str(error), taken=False)
+    return error if isinstance(error, Exception) else RuntimeError(str(error))

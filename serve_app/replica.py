@@ -10,13 +10,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from raydecode.config import ServedModelConfig
-from raydecode.events import Event
 from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Served
+from serve_app.lines import Address, Lines
 from serve_app.live import EngineDied, LiveEngine
 from serve_app.local import described, live_engine
 
@@ -28,24 +29,33 @@ LAST_WORDS_S = 0.2
 class Replica:
     """model: `ServedModelConfig` as JSON; queue: most requests that wait here; threads: those of the engine"""
 
-    async def __init__(self, model: Mapping[str, Any], queue: int, threads: int | None = None) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, model: Mapping[str, Any], queue: int, threads: int | None = None
+    ) -> None:
         self._model = ServedModelConfig.model_validate(model)
         if self._model.engine.threads is None and threads:
             engine = self._model.engine.model_copy(update={"threads": threads})
             self._model = self._model.model_copy(update={"engine": engine})
+        self._lines = Lines()
         self._live: LiveEngine = live_engine(self._model, queue)
         await self._live.start()
         self._served = described(self._model.name, self._live.engine, int(time.time()))
 
-    async def generate(self, request: Request, lane: Lane, steps: bool) -> AsyncIterator[Served | Sequence[Event]]:
-        """First what this replica is, as a sign that the request is taken; then its events. Raises as `open`."""
+    async def generate(self, request: Request, lane: Lane, steps: bool, desk: Address, number: int) -> None:
+        """Run a request to its end. First what this replica is goes to the desk, as a sign that the request is taken,
+        then its events. Raises as `open`, and OSError when the desk has hung up."""
+        line = await self._lines.to(desk)
         try:
-            stream = self._live.open(request, lane, steps)
+            stream = self._live.open(request, lane, steps, partial(line.put, number))
+            gone = partial(stream.fail, ConnectionError("the gateway has hung up"))
+            line.listeners.add(gone)
+            if line.broken:
+                gone()
             try:
-                yield self._served
-                async for events in stream:
-                    yield events
+                line.put(number, self._served)
+                await stream.ended()
             finally:  # also when the caller has cancelled
+                line.listeners.discard(gone)
                 await stream.aclose()
         except EngineDied as error:
             self._end(error)
@@ -76,7 +86,7 @@ class Replica:
             "yields": lanes.yields,
         }
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Ray Serve asks; an engine that has ended takes its process along."""
         try:
             self._live.check()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from serve_app.bodies import FORMAT, LATER, MOST_TOP, Body, Content, Count, Metadata, Sampled, refused
+from serve_app.bodies import FORMAT, LATER, MOST_TOP, Body, Content, Count, Metadata, Refused, Sampled
 
 STORED = "nothing is stored, so nothing can be taken up again; send the whole conversation as input"
 
@@ -27,8 +27,8 @@ class Item(Body):
 class TextFormat(Body):
     """How the text shall look."""
 
-    format: refused(FORMAT, {"type": "text"}) = None
-    verbosity: refused("models here have no such setting", "medium") = None
+    format: Annotated[Any, Refused(FORMAT, {"type": "text"})] = None
+    verbosity: Annotated[Any, Refused("models here have no such setting", "medium")] = None
 
 
 def _items(value: Any) -> Any:
@@ -73,23 +73,23 @@ class ResponsesBody(Sampled):
     text: TextFormat | None = None
     metadata: Metadata | None = None
     """comes back in the answer"""
-    truncation: refused("a conversation that is too long is an error", "disabled") = None
-    store: refused("nothing is stored", False) = None
-    service_tier: refused("there is one", "auto", "default") = None
-    background: refused(STORED, False) = None
-    background_options: refused(STORED) = None
-    previous_response_id: refused(STORED) = None
-    conversation: refused(STORED) = None
-    context_management: refused(STORED, []) = None
-    prompt: refused("there are no stored prompts") = None
-    tools: refused(LATER, []) = None
-    tool_choice: refused(LATER, "none", "auto") = None
-    parallel_tool_calls: refused(LATER, True, False) = None
-    max_tool_calls: refused(LATER) = None
-    reasoning: refused("models here have no such setting") = None
-    image: refused("models here write text") = None
-    moderation: refused("there is no moderation") = None
-    access_programs: refused("there are none") = None
-    stream_options: refused("chunks are not padded", {"include_obfuscation": False}) = None
-    prompt_cache_options: refused("equal beginnings share the cache by themselves") = None
-    prompt_cache_retention: refused("the cache is in memory", "in_memory") = None
+    truncation: Annotated[Any, Refused("a conversation that is too long is an error", "disabled")] = None
+    store: Annotated[Any, Refused("nothing is stored", False)] = None
+    service_tier: Annotated[Any, Refused("there is one", "auto", "default")] = None
+    background: Annotated[Any, Refused(STORED, False)] = None
+    background_options: Annotated[Any, Refused(STORED)] = None
+    previous_response_id: Annotated[Any, Refused(STORED)] = None
+    conversation: Annotated[Any, Refused(STORED)] = None
+    context_management: Annotated[Any, Refused(STORED, [])] = None
+    prompt: Annotated[Any, Refused("there are no stored prompts")] = None
+    tools: Annotated[Any, Refused(LATER, [])] = None
+    tool_choice: Annotated[Any, Refused(LATER, "none", "auto")] = None
+    parallel_tool_calls: Annotated[Any, Refused(LATER, True, False)] = None
+    max_tool_calls: Annotated[Any, Refused(LATER)] = None
+    reasoning: Annotated[Any, Refused("models here have no such setting")] = None
+    image: Annotated[Any, Refused("models here write text")] = None
+    moderation: Annotated[Any, Refused("there is no moderation")] = None
+    access_programs: Annotated[Any, Refused("there are none")] = None
+    stream_options: Annotated[Any, Refused("chunks are not padded", {"include_obfuscation": False})] = None
+    prompt_cache_options: Annotated[Any, Refused("equal beginnings share the cache by themselves")] = None
+    prompt_cache_retention: Annotated[Any, Refused("the cache is in memory", "in_memory")] = None

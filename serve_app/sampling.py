@@ -36,7 +36,7 @@ def chain(base: tuple[Card, ...], given: Mapping[str, Any]) -> tuple[Card, ...]:
         value = given.get(name)
         if value is None or (name == "temperature" and greedy):
             continue
-        (option, nothing), = identity.items()
+        ((option, nothing),) = identity.items()
         at = next((i for i, card in enumerate(cards) if card.name == name), None)
         card = None if value == nothing else known("samplers", {"name": name, option: _json(value)}, name)
         if at is not None:

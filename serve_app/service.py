@@ -1,6 +1,6 @@
 """What all routes share: the gateway, the configuration, the keys; and the way every request takes through them.
 
-    key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
+key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from starlette.responses import JSONResponse, Response
 
 from raydecode.config import ServeConfig, ServedModelConfig
 from raydecode.errors import UserError, nearest
+from raydecode.events import OutcomeEvent
 from serve_app import failures, limits
 from serve_app.answers import Told, fingerprint
+from serve_app.batches.desk import Desk
 from serve_app.failures import TIMEOUT, ApiError
 from serve_app.gateway import Gateway, Served
 from serve_app.keys import Account, Keys
+from serve_app.observe.telling import Telling
 from serve_app.prompts import prompted, silent
 from serve_app.relay import EventStream, Relay, Shape, chunks, collect, unless_gone
 from serve_app.translate import Call
@@ -35,10 +38,12 @@ BODY_S = 60.0
 
 @dataclass
 class Service:
-    """One per app."""
+    """One per app. desk: files and batches, None where they are off"""
 
     gateway: Gateway
     config: ServeConfig
+    telling: Telling = field(default_factory=Telling.plain)
+    desk: Desk | None = None
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +57,8 @@ class Service:
         if found is None:
             names = [one.name for one in self.config.models]
             raise UserError(
-                f"no model '{name[:100]}' is served here", field="model", value=name, nearest=nearest(name[:100], names),
-                hint=f"models: {', '.join(names)}",
+                f"no model '{name[:100]}' is served here", field="model", value=name,
+                nearest=nearest(name[:100], names), hint=f"models: {', '.join(names)}",
             )  # fmt: skip
         return found
 
@@ -68,9 +73,7 @@ class Service:
         return self._tables[model]
 
     # ------------------------------------------------------------------ a call from its requests to its response
-    async def respond(
-        self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]
-    ) -> Response:
+    async def respond(self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]) -> Response:
         """Run a call and answer it, streamed or whole. Its slots are free when this or its stream has ended."""
         until = asyncio.get_running_loop().time() + self.config.limits.request_timeout_s
         account: Account = request.state.account
@@ -89,6 +92,21 @@ class Service:
         offsets = [len(said.text) for said in told.prompts] or [0] * len(call.requests)
         rest = chunks(relay, call, shape, offsets)
         return EventStream(await self._first(request, rest), rest)
+
+    async def whole(
+        self, call: Call, id: str, shaped: Callable[[Told], Shape], until: float, account: Account
+    ) -> tuple[dict[str, Any], list[list[OutcomeEvent]]]:
+        """A call without HTTP: its answer, and the outcomes behind it."""
+
+        def spend(tokens: int) -> None:
+            self.keys.spend(account, tokens)
+
+        told = await self._told(call, id, until, spend)
+        shape = shaped(told)
+        if not call.write:
+            return shape.answer(silent(call, told.prompts), 0), []
+        relay = await collect(Relay(self.gateway, call, until, spend))
+        return shape.answer(relay.ended, relay.migrations), relay.ended
 
     async def _told(self, call: Call, id: str, until: float, spend: Callable[[int], None]) -> Told:
         """What the answer needs to know before there is one."""

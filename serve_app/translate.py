@@ -56,13 +56,13 @@ class Call:
         return self.requests[0].noise_id
 
 
-def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int) -> Call:
+def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
     """`/v1/chat/completions`."""
     most = _same("max_completion_tokens", body.max_completion_tokens, "max_tokens", body.max_tokens)
     if body.top_logprobs is not None and not body.logprobs:
         raise UserError("only with logprobs: true", field="top_logprobs", value=body.top_logprobs)
     top = (body.top_logprobs or 0) if body.logprobs else None
-    spec, overflow = _spec(body, model, {"max_tokens": most, "logprobs": top, **_choices(body)}, seed)
+    spec, overflow = _spec(body, model, {"max_tokens": most, "logprobs": top, **_choices(body)}, seed, context)
     turns = tuple(_turn(one.role, one.content, one.name) for one in body.messages)
     return Call(
         body.model, _requests(body, id, [Messages(turns)], spec, overflow), spec.n, "messages", top=_shown(top, body),
@@ -70,13 +70,13 @@ def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int) -> Call:
     )  # fmt: skip
 
 
-def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: int) -> Call:
+def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
     """`/v1/completions`."""
     write = body.max_tokens != 0
     if not write and (not body.echo or body.stream):
         raise UserError("0 asks for no text; only with echo: true and no stream", field="max_tokens", value=0)
     given = {"max_tokens": body.max_tokens if write else 1, "logprobs": body.logprobs, **_choices(body)}
-    spec, overflow = _spec(body, model, given, seed)
+    spec, overflow = _spec(body, model, given, seed, context)
     n, best_of = spec.n, body.best_of
     if best_of is not None:
         if best_of < n:
@@ -93,7 +93,7 @@ def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: in
     )  # fmt: skip
 
 
-def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int) -> Call:
+def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
     """`/v1/responses`."""
     asked = "message.output_text.logprobs" in (body.include or ())
     if body.top_logprobs and not asked:
@@ -101,7 +101,7 @@ def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int)
             "only with include: [message.output_text.logprobs]", field="top_logprobs", value=body.top_logprobs
         )
     top = (body.top_logprobs or 0) if asked else None
-    spec, overflow = _spec(body, model, {"max_tokens": body.max_output_tokens, "logprobs": top}, seed)
+    spec, overflow = _spec(body, model, {"max_tokens": body.max_output_tokens, "logprobs": top}, seed, context)
     if spec.n != 1:
         raise UserError("a response is one text", field="decoding.n", value=spec.n, nearest="1")
     turns = [] if body.instructions is None else [_turn("system", body.instructions)]
@@ -120,11 +120,12 @@ def _choices(body: Choices) -> dict[str, Any]:
 
 
 def _spec(
-    body: Sampled, model: ServedModelConfig, fields: Mapping[str, Any], seed: int
+    body: Sampled, model: ServedModelConfig, fields: Mapping[str, Any], seed: int, context: int
 ) -> tuple[DecodingSpec, str]:
     """The specification, and what to do with a text that is too long for the context.
 
-    fields: keys of a specification as OpenAI's fields say them, None where they do not
+    fields:  keys of a specification as OpenAI's fields say them, None where they do not
+    context: the model's, in tokens; 0 while unknown
     """
     sampling = {name: getattr(body, name, None) for name in IDENTITY}
     given = {key: value for key, value in fields.items() if value is not None}
@@ -148,6 +149,9 @@ def _spec(
     if _trace(body) and spec.logprobs is None:
         spec = dataclasses.replace(spec, logprobs=TRACED)
     limited = "max_tokens" in own or fields.get("max_tokens") is not None
+    if context and limited and spec.max_tokens > context:
+        field = _named("max_tokens", body) or "decoding.max_tokens"
+        raise UserError(f"more than the model's context of {context:,} tokens", field=field, value=spec.max_tokens)
     overflow = model.decoding.overflow
     return spec, "shorten" if overflow == "error" and not limited else overflow
 
@@ -156,8 +160,14 @@ def _said_by(key: str, body: Sampled, sampling: Mapping[str, Any]) -> str:
     """The field of the body that says the same as a key of `decoding`."""
     if key == "sampler":
         return ", ".join(f"{name} = {value}" for name, value in sampling.items() if value is not None)
+    name = _named(key, body)
+    return key if name is None else f"{name} = {getattr(body, name)}"
+
+
+def _named(key: str, body: Sampled) -> str | None:
+    """The field of the body that says this key of a specification, if one does."""
     names = {"max_tokens": ("max_completion_tokens", "max_output_tokens", "max_tokens")}.get(key, (key,))
-    return next((f"{name} = {value}" for name in names if (value := getattr(body, name, None)) is not None), key)
+    return next((name for name in names if getattr(body, name, None) is not None), None)
 
 
 def _requests(

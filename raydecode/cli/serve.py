@@ -11,11 +11,30 @@ from raydecode.cli.terminal import count, err, out
 from raydecode.errors import UserError
 
 
+def _new_key(wanted: bool) -> None:
+    """A fresh API key and the line that makes it known; then end."""
+    if wanted:
+        from serve_app.keys import hashed, new_key
+
+        key = new_key()
+        out.print(f"key, shown once     {key}", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"for the server file keys: [{{name: me, sha256: {hashed(key)}}}]",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit
+
+
 def command(
-    config: Annotated[Path, typer.Argument(help="the server file: our sections, or Ray Serve's file with them as args")],
+    config: Annotated[Path, typer.Argument(help="the server file, ours or Ray Serve's with ours as args")],
     overrides: Annotated[list[str] | None, typer.Argument(help="changes by dots: models.0.engine.slots=16")] = None,
     host: Annotated[str | None, typer.Option("--host", help="the address to listen on; short for http.host")] = None,
     port: Annotated[int | None, typer.Option("--port", help="short for http.port; 0 takes a free one")] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", callback=_new_key, is_eager=True, help="print a fresh API key and its hash")
+    ] = False,
 ) -> None:
     """Serve the models of CONFIG until SIGINT or SIGTERM; running requests end first."""
     from raydecode.config import load_serve
@@ -49,7 +68,8 @@ def _serve(config: Any) -> None:
         gateway = front.start_replicas(config, ray)
         try:
             drain = max(model.scaling.drain_s for model in config.models)
-            front.serve_here(config, gateway, sock, lambda: _tell(config, gateway, front.address(config.http, sock)), drain)
+            url = front.address(config.http, sock)
+            front.serve_here(config, gateway, sock, lambda: _tell(config, gateway, url), drain)
         finally:
             err.print("stopping", style="dim")
             front.stop_replicas()
@@ -59,10 +79,12 @@ def _tell(config: Any, gateway: Any, url: str) -> None:
     """Where it is, what it serves, and the first thing to try."""
     for one in gateway.models():
         about = [f"{one.engine} engine", one.dtype, one.promise, f"context {count(one.context)}" if one.context else ""]
-        out.print(f"{one.name:<24} {', '.join(filter(None, about)) if one.engine else 'loads when asked'}", markup=False)
+        said = ", ".join(filter(None, about)) if one.engine else "loads when asked"
+        out.print(f"{one.name:<24} {said}", markup=False)
     out.print(f"\n[bold]{url}/v1[/bold]")
     if config.http.playground:
         out.print(f"playground  {url}/", markup=False)
     key = ' -H "Authorization: Bearer $KEY"' if config.keys else ""
     body = f'{{"model": "{config.models[0].name}", "prompt": "The capital of France is", "max_tokens": 16}}'
-    out.print(f"try         curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", markup=False)
+    head = f"curl {url}/v1/completions{key} -H 'Content-Type: application/json'"
+    out.print(f"try         {head} -d '{body}'", markup=False)

@@ -33,6 +33,7 @@ from raydecode.config.serve import (
     ServeConfig,
     ServedModelConfig,
     ServeLimitsConfig,
+    TracingConfig,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "ServeConfig",
     "ServeLimitsConfig",
     "ServedModelConfig",
+    "TracingConfig",
     "check_serve",
     "decoding_json",
     "load_job",

@@ -122,6 +122,8 @@ class HttpConfig(Section):
     """others than this machine may call without a key"""
     playground: bool = True
     """the page at /"""
+    replicas: Count = 1
+    """processes that speak HTTP behind Ray Serve's proxies on a cluster; `raydecode serve` is one"""
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -185,6 +187,8 @@ class KeyConfig(Section):
     """of the key"""
     requests_per_minute: Count | None = None
     """null: any number"""
+    tokens_per_minute: Count | None = None
+    """prompt and output together; null: any number"""
     tokens_per_day: Count | None = None
     """prompt and output together; null: any number"""
 
@@ -198,6 +202,14 @@ class BatchesConfig(Section):
     """how long files stay"""
     running: Count = 2
     """batches that run at once; others wait"""
+    slots: Count = 64
+    """lines of a batch that are asked of the engines at once; they take what others leave"""
+    lines: Count = 50_000
+    """most lines of a batch"""
+    flush_s: Positive = 10.0
+    """answers are committed at the latest after this long; what a killed server had not committed is run again"""
+    keep_rows: bool = False
+    """keep the rows and the commit log of ended batches, under rows/; raydecode verify and report read them"""
 
 
 class LoggingConfig(Section):
@@ -211,6 +223,15 @@ class LoggingConfig(Section):
     """json: one object a line"""
 
 
+class TracingConfig(Section):
+    """OpenTelemetry traces; they need `pip install raydecode[trace]`."""
+
+    endpoint: str | None = None
+    """OTLP over HTTP, such as http://collector:4318/v1/traces; null: off"""
+    share: float = Field(default=1.0, ge=0, le=1)
+    """of the traces that begin here; those that a caller began are always continued as the caller decided"""
+
+
 class ServeConfig(Section):
     """A server: models, where they are reached, by whom, and how much of everything."""
 
@@ -222,6 +243,7 @@ class ServeConfig(Section):
     """none: only this machine may call, unless http.anonymous"""
     batches: BatchesConfig = BatchesConfig()
     logging: LoggingConfig = LoggingConfig()
+    tracing: TracingConfig = TracingConfig()
 
     _lines: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
@@ -250,7 +272,8 @@ class ServeConfig(Section):
         if not (self.keys or self.http.loopback or self.http.anonymous):
             raise UserError(
                 "a server that others can reach needs keys", field="http.host", value=self.http.host,
-                nearest="127.0.0.1", hint="keys: [{name: me, sha256: ...}] (printf %s KEY | sha256sum), or http.anonymous: true",
+                nearest="127.0.0.1",
+                hint="keys: [{name: me, sha256: ...}] (printf %s KEY | sha256sum), or http.anonymous: true",
             )  # fmt: skip
         return self
 

@@ -3,8 +3,9 @@
 Identity of a file = path, size and stamp: content hash for local files up to 64 MiB, else mtime and a hash of both
 ends; etag or checksum for object stores. A known local file whose size and mtime are the recorded ones is taken for
 unchanged without being opened; another mtime (a copy, a checkout) makes its content count. A file that the log knows
-under its path and that differs is refused by name; new files get new numbers; a covered file that has gone is no
-longer needed.
+under its path and that differs is refused by name; one that lies elsewhere now under the same name and with the same
+content hash has moved (a submitted folder travels under another path each time) and keeps its number; new files get new
+numbers; a covered file that has gone is no longer needed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ _SUFFIXES = {
 }
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 _WHOLE_HASH = 64 << 20
+_CONTENT = "sha256:"
 _END_HASH = 64 << 10
 _HEAD = 1 << 16
 _FIRST_RECORD = "_log/000000000000.json"
@@ -92,8 +94,12 @@ def discover(
         for one in _expand(pattern, explicit=format is not None, output=output):
             found.setdefault(one.path, one)
     out: list[InputFile] = []
+    still = {old.path: found.pop(old.path) for old in known if old.path in found}
     for old in known:
-        now = found.pop(old.path, None)
+        now = still.get(old.path)
+        if now is None and (moved := _moved(old, found)):
+            now = found.pop(moved)
+            old = replace(old, path=now.path, mtime=now.mtime)
         if now is None and not (done and done.covers(old.span)):
             raise UserError(
                 f"input file {old.path} was part of this job and is gone or not named; rows of it are still to do",
@@ -115,6 +121,14 @@ def discover(
         out.append(_describe(number, one, format))
         number += 1
     return out
+
+
+def _moved(old: InputFile, found: Mapping[str, _Found]) -> str | None:
+    """Where a known file lies now: the same name, size and content hash under another path."""
+    if not old.stamp.startswith(_CONTENT):
+        return None
+    named = (one for one in found.values() if os.path.basename(one.path) == os.path.basename(old.path))
+    return next((one.path for one in named if one.size == old.size_bytes and one.stamp() == old.stamp), None)
 
 
 def compression(path: str) -> str | None:
@@ -260,7 +274,7 @@ def _stamp(fs: fsspec.AbstractFileSystem, name: str, info: dict[str, Any]) -> st
     size = int(info["size"] or 0)
     try:
         if size <= _WHOLE_HASH:
-            return "sha256:" + hashlib.sha256(fs.cat_file(name)).hexdigest()[:32]
+            return _CONTENT + hashlib.sha256(fs.cat_file(name)).hexdigest()[:32]
         ends = fs.cat_file(name, end=_END_HASH) + fs.cat_file(name, start=size - _END_HASH)
         return f"mtime:{info.get('mtime', '')} ends:{hashlib.sha256(ends).hexdigest()[:16]}"
     except OSError:

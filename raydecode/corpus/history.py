@@ -84,7 +84,7 @@ def finished(
         return None
     if job is not None:
         refuse_difference(storage.url, state.job, json.loads(json.dumps(job)))
-    if state.summary is None or (inputs is not None and {i.path for i in inputs} - {i.path for i in state.inputs}):
+    if state.summary is None or (inputs is not None and {i.number for i in inputs} - {i.number for i in state.inputs}):
         return None
     return Summary(state.rows, state.samples, state.tokens, state.errors, state.parts, state.rerun, state.summary)
 

@@ -249,6 +249,11 @@ class Ledger:
         """A worker's constructor failed. Two in a row end the job: a third would fail as well."""
         self._end(self._endings.start_failure(message))
 
+    def end(self, reason: str) -> None:
+        """Somebody ends the job: the next answers tell the workers to commit what is finished and to leave. What they
+        had not finished is run by the next attempt, if there is one."""
+        self._end(reason)
+
     def tick(self) -> list[Kill | End]:
         """Call every second: heartbeat, watchdog, and the end, if there is one."""
         now = self._clock()

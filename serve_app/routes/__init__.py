@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from serve_app.routes import chat, completions, embeddings, health, methods, models, responses
+from serve_app.routes import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    methods,
+    metrics,
+    models,
+    responses,
+)
 from serve_app.service import Service
 
 
 def routers(service: Service) -> list[APIRouter]:
     """All routers of the app. A new group of addresses adds its module here."""
-    return [module.routes(service) for module in (models, completions, chat, responses, embeddings, methods, health)]
+    every = (models, completions, chat, responses, embeddings, files, batches, methods, metrics, health)
+    return [module.routes(service) for module in every]

@@ -18,7 +18,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", summary="The assistant's next message", response_model=None)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         id = new_id("chatcmpl-")
-        call = translate.chat(body, service.model(body.model), id, new_seed())
+        call = translate.chat(body, service.model(body.model), id, new_seed(), service.served(body.model).context)
         return await service.respond(request, call, id, Chat)
 
     return router

@@ -18,7 +18,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/completions", summary="The text that follows a prompt", response_model=None)
     async def completions(body: CompletionBody, request: Request) -> Response:
         id = new_id("cmpl-")
-        call = translate.completion(body, service.model(body.model), id, new_seed())
+        call = translate.completion(body, service.model(body.model), id, new_seed(), service.served(body.model).context)
         return await service.respond(request, call, id, Completion)
 
     return router

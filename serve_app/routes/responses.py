@@ -20,7 +20,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/responses", summary="The assistant's next message", response_model=None)
     async def responses(body: ResponsesBody, request: Request) -> Response:
         id = new_id("resp_")
-        call = translate.responses(body, service.model(body.model), id, new_seed())
+        call = translate.responses(body, service.model(body.model), id, new_seed(), service.served(body.model).context)
         return await service.respond(request, call, id, partial(Responses, body=body))
 
     return router

@@ -1,4 +1,4 @@
-"""The server's engine thread: everything is told, a cancelled slot is free at once, batch rows yield and lose nothing."""
+"""The server's engine thread: all is told, a cancelled slot is free at once, batch rows yield and lose nothing."""
 
 import threading
 

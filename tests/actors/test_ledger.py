@@ -14,7 +14,7 @@ from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import schema_to_text
 from raydecode.corpus.storage import open_storage
 from raydecode.errors import JobError, UserError
-from tests.actors.local import LocalJob, job_of, prompts, rows_of
+from tests.actors.local import LocalJob, job_of, prompts, rows_of, write_jsonl
 
 LONG_S = 30
 
@@ -69,6 +69,26 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(Owner, "me", classmethod(lambda cls: other))
     with pytest.raises(UserError, match="another run"):
         LocalJob(job)
+
+
+def test_a_job_whose_folder_travels_goes_on_under_another_path(tmp_path, monkeypatch):
+    """What a submitted folder does on a cluster: the same relative path, another folder each time."""
+    rows = prompts(40)
+    for name in ("first", "second", "changed"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "in.jsonl", rows if name != "changed" else rows[:-1])
+    job = job_of(tmp_path, "in.jsonl", output={"flush_s": 0.05})
+    monkeypatch.chdir(tmp_path / "first")
+    done = LocalJob(job).until(8)
+    assert 8 <= done < len(rows)
+    monkeypatch.chdir(tmp_path / "changed")
+    with pytest.raises(UserError, match=r"in\.jsonl was part of this job and is gone"):
+        LocalJob(job)
+    monkeypatch.chdir(tmp_path / "second")
+    local = LocalJob(job)
+    assert local.opened.rows == done
+    local.run()
+    assert [row["id"] for row in rows_of(job)] == sorted(row["name"] for row in rows)
 
 
 def test_a_slow_read_delays_no_message(tmp_path):

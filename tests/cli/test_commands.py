@@ -40,6 +40,10 @@ def test_help_and_methods_load_no_engine():
         (["models", "no/such folder"], 2, "no model at"),
         (["submit"], 2, "give a job file"),
         (["submit", "JOB", "output.path=out/x"], 2, "temporary copy"),
+        (["serve", "nope.yaml"], 2, "no such server file"),
+        (["serve", "SERVER", "models.0.engine.slot=4"], 2, "nearest: slots"),
+        (["serve", "SERVER", "--host", "0.0.0.0"], 2, "needs keys"),
+        (["serve", "SERVER", "models.0.decoding.drafter=speculator"], 2, "models[0].decoding.drafter"),
         (["frobnicate"], 2, "No such command"),
         (["generate"], 2, "Missing argument"),
     ],
@@ -47,7 +51,9 @@ def test_help_and_methods_load_no_engine():
 def test_user_errors_exit_with_2_and_without_a_traceback(arguments, code, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text("model: toy\ninput: {path: p.jsonl}\noutput: {path: out/x}\n")
-    assert run([word.replace("JOB", "job.yaml") for word in arguments]) == code
+    (tmp_path / "server.yaml").write_text("models: [{model: toy}]\n")
+    files = {"JOB": "job.yaml", "SERVER": "server.yaml"}
+    assert run([files.get(word, word) for word in arguments]) == code
     told = capsys.readouterr()
     text = " ".join((told.out + told.err).split())
     assert says in text

@@ -482,6 +482,25 @@ def test_changed_inputs_are_refused_and_new_ones_join(tmp_path):
     assert discover(str(tmp_path / "*.jsonl"), known=both, done=Cover([both[0].span])) == both
 
 
+def test_an_input_that_moved_keeps_its_number_and_another_content_is_no_move(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+    write_lines(here / "a.jsonl", [{"q": 1}])
+    write_lines(here / "b.jsonl", [{"q": 2}])
+    known = discover(str(here))
+    for name in ("a.jsonl", "b.jsonl"):
+        (here / name).rename(there / name)
+    write_lines(there / "0.jsonl", [{"q": 1}])  # a's content under another name is a new file
+    now = discover(str(there), known=known)
+    assert [(f.number, os.path.relpath(f.path, there)) for f in now] == [(0, "a.jsonl"), (1, "b.jsonl"), (2, "0.jsonl")]
+    assert [f.stamp for f in now[:2]] == [f.stamp for f in known]
+    covered = Cover([f.span for f in known])
+    assert [f.number for f in discover(str(there), known=known, done=covered)] == [0, 1, 2]  # nor done twice
+    write_lines(there / "b.jsonl", [{"q": 3}])
+    with pytest.raises(UserError, match=r"b\.jsonl was part of this job and is gone"):
+        discover(str(there), known=known)
+
+
 def test_files_that_do_not_share_a_schema(tmp_path):
     pq.write_table(pa.table({"q": ["a"]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"q": [[1]]}), tmp_path / "b.parquet")

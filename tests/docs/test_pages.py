@@ -164,10 +164,10 @@ print("bounded")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_shipped_jobs_parse(file):
-    from raydecode.config import load_job
+def test_shipped_jobs_and_servers_parse(file):
+    from raydecode.config import load_job, load_serve
 
-    load_job(file)
+    (load_serve if "serve" in file.name else load_job)(file)
 
 
 def test_init_writes_a_job_that_parses(tmp_path, monkeypatch):

@@ -178,7 +178,9 @@ def test_resume_that_the_noise_would_not_draw_is_counted():
 
 
 def test_a_resume_past_the_end_of_text_ends_there():
-    outcome = drive(ToyEngine(), [_request(spec=DecodingSpec(max_tokens=9), resume=((1, 4, 1, 1),))]).outcomes[RowId("r")]
+    outcome = drive(ToyEngine(), [_request(spec=DecodingSpec(max_tokens=9), resume=((1, 4, 1, 1),))]).outcomes[
+        RowId("r")
+    ]
     assert (outcome.reason, outcome.tokens) == ("eos", (1, 4))
 
 

@@ -112,6 +112,7 @@ def test_engines_elsewhere_a_dead_watcher_a_stopped_job_and_the_same_command(
     before = done()
     assert 10 <= before < ROWS, "stopped in the middle"
 
+    (folder / "notes.txt").write_text("so the folder travels under another path")
     second = Client(folder, root, *asked)
     assert second.wait() == 0, second.heard()
     assert f"{ROWS} rows ({before} of them before)" in second.heard(), "the log came back, and the job went on"

@@ -18,7 +18,10 @@ MODELS = [
     },
     {
         "name": "set", "model": "toy", "engine": {"name": "toy", "slots": 2},
-        "decoding": {"seed": 5, "max_tokens": 7, "sampler": [{"name": "temperature", "value": 0.5}, {"name": "typical", "p": 0.9}]},
+        "decoding": {
+            "seed": 5, "max_tokens": 7,
+            "sampler": [{"name": "temperature", "value": 0.5}, {"name": "typical", "p": 0.9}],
+        },
     },
 ]  # fmt: skip
 

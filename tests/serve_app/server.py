@@ -25,7 +25,7 @@ class Server:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config: ServeConfig = check_serve(config)
         self.gateway: LocalGateway
-        self._sock = socket.socket()
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # or asyncio leaves Nagle on
         self._sock.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
         self._ready = threading.Event()

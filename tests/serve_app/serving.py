@@ -16,7 +16,8 @@ STEP_S = 0.01
 
 
 def request(id, tokens=60, **spec):
-    return Request(id, id, Text("ab" + "ab()"[len(id) % 4]), DecodingSpec(max_tokens=tokens, seed=9, ignore_eos=True, **spec))
+    spec = DecodingSpec(max_tokens=tokens, seed=9, ignore_eos=True, **spec)
+    return Request(id, id, Text("ab" + "ab()"[len(id) % 4]), spec)
 
 
 def configured(*overrides, **model):
@@ -41,6 +42,18 @@ def deployed(config, name="toy"):
         yield RemoteGateway(config, {config.models[0].name: handle}), handle
     finally:
         serve.delete(name)
+
+
+def over(gateway, scenario):
+    """Run a scenario, then let the gateway hang up."""
+
+    async def whole():
+        try:
+            return await scenario()
+        finally:
+            await gateway.close()
+
+    return asyncio.run(whole())
 
 
 async def loads(handle):
@@ -90,5 +103,6 @@ def undisturbed(asked):
     """The same of an engine of its own."""
     run = drive(ToyEngine(slots=8, stream=True), [asked])
     return {
-        row.sample: ([*run.tokens.get(row, []), outcome], run.texts.get(row, b"")) for row, outcome in run.outcomes.items()
+        row.sample: ([*run.tokens.get(row, []), outcome], run.texts.get(row, b""))
+        for row, outcome in run.outcomes.items()
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ ROW = RowId("r")
 
 
 def told(tokens: list[bytes], stops: tuple[bytes, ...] = ()) -> tuple[list[list[Event]], OutcomeEvent]:
-    """The events of an engine whose token i has `tokens[i]`, a step each; the last one is EOS, unless a stop ends it."""
+    """The events of an engine whose token i has `tokens[i]`, a step each; then EOS, unless a stop ends it."""
     text, shown, steps, logprobs = b"", 0, [], []
     reason, ids = "eos", []
     for t, piece in enumerate([*tokens, b""]):
@@ -48,7 +50,7 @@ def told(tokens: list[bytes], stops: tuple[bytes, ...] = ()) -> tuple[list[list[
 def test_pieces_put_together_are_the_whole(text: str, cuts: list[int], stops: tuple[bytes, ...], joined: int) -> None:
     raw = text.encode()
     edges = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    tokens = [raw[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    tokens = [raw[a:b] for a, b in itertools.pairwise(edges)]
     steps, outcome = told(tokens, stops)
     table = [*tokens, b""]
     fold = Sample(scored=True, trace=False, offset=3)
@@ -72,7 +74,8 @@ def test_bytes_that_are_no_text_are_replaced_alike() -> None:
 
 def test_tokens_are_spelled() -> None:
     assert [spelled(4, b""), spelled(1, "ä".encode()), spelled(2, b"\xf0\x9f")] == ["token:4", "ä", "bytes:\\xf0\\x9f"]
-    assert finite(float("-inf")) == finite(None) == LEAST and finite(-3.0) == -3.0
+    assert finite(float("-inf")) == finite(None) == LEAST
+    assert finite(-3.0) == -3.0
 
 
 def test_a_trace_says_which_tokens_a_draft_gave() -> None:

@@ -75,10 +75,15 @@ WRONG: dict[str, dict[str, list[Any]]] = {
     },
     "/v1/responses": {
         **SHARED,
-        "input": [None, [], 1, {}, [1], [{}], [{"role": "user"}], [{"type": "function_call"}], [{"role": "user", "content": 1}]],
-        "instructions": TEXT, "max_output_tokens": [*WHOLE, 0, 10**40], "include": ["x", ["file_search_call.results"], [1]],
-        "top_logprobs": [*WHOLE, 21, 2], "text": [1, "x", {"format": {"type": "json_schema"}}, {"verbosity": "low"}, {"a": 1}],
-        "previous_response_id": ["x", 1], "conversation": ["x", {}], "tools": [{}, "x", [{}]], "reasoning": [{"effort": "low"}],
+        "input": [
+            None, [], 1, {}, [1], [{}], [{"role": "user"}], [{"type": "function_call"}], [{"role": "user"}, 1],
+            [{"role": "user", "content": 1}],
+        ],
+        "instructions": TEXT, "max_output_tokens": [*WHOLE, 0, 10**40],
+        "include": ["x", ["file_search_call.results"], [1]], "top_logprobs": [*WHOLE, 21, 2],
+        "text": [1, "x", {"format": {"type": "json_schema"}}, {"verbosity": "low"}, {"a": 1}],
+        "previous_response_id": ["x", 1], "conversation": ["x", {}], "tools": [{}, "x", [{}]],
+        "reasoning": [{"effort": "low"}],
         "background": [True, 1], "truncation": ["auto", 1], "store": [True], "n": [1], "stop": ["x"], "seed": [1],
         "metadata": [[], {"a": 1}],
     },
@@ -93,7 +98,9 @@ WRONG: dict[str, dict[str, list[Any]]] = {
 def bodies() -> list[tuple[str, str, dict[str, Any]]]:
     """(address, the field that is wrong, body), a thousand, from a seed."""
     rng = random.Random(20)
-    every = [(path, field, value) for path, fields in WRONG.items() for field, values in fields.items() for value in values]
+    every = [
+        (path, field, value) for path, fields in WRONG.items() for field, values in fields.items() for value in values
+    ]
     chosen = every if len(every) > 1000 else every + rng.choices(every, k=1000 - len(every))
     out = []
     for path, field, value in chosen:
@@ -106,14 +113,17 @@ def bodies() -> list[tuple[str, str, dict[str, Any]]]:
     return out
 
 
-def test_a_thousand_wrong_bodies_are_refused_by_name(server: Server, bodies: list[tuple[str, str, dict[str, Any]]]) -> None:
+def test_a_thousand_wrong_bodies_are_refused_by_name(
+    server: Server, bodies: list[tuple[str, str, dict[str, Any]]]
+) -> None:
     assert len(bodies) >= 1000
     for path, field, body in bodies:
         response = server.post(path, body)
         said = json.dumps(body)[:300]
         assert 400 <= response.status_code < 500, f"{path} {said}: {response.status_code} {response.text[:300]}"
         error = response.json()["error"]
-        assert error["message"] and error["type"], said
+        assert error["message"], said
+        assert error["type"], said
         param = error["param"] or ""
         assert field in param or field in error["message"], f"{path} {said} names {param!r}: {error['message'][:200]}"
     assert server.held("toy") == 0
@@ -138,9 +148,11 @@ def test_bytes_that_are_no_body_are_refused(server: Server) -> None:
 def test_an_hour_of_nesting_takes_no_time(server: Server) -> None:
     deep = b'{"model": "toy", "messages": [], "response_format": ' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001
     response = server.post("/v1/chat/completions", deep)
-    assert response.status_code == 400 and response.json()["error"]["param"] == "response_format"
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "response_format"
     regex = {**BASES["/v1/completions"], "decoding": {"monitors": [{"name": "regex", "pattern": "a" * (1 << 20)}]}}
     response = server.post("/v1/completions", regex)
     assert response.status_code in (400, 413)
     response = server.post("/v1/completions", {**BASES["/v1/completions"], "n": 10**6})
-    assert response.status_code == 400 and response.json()["error"]["param"] == "n"
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "n"

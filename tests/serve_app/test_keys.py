@@ -37,7 +37,8 @@ def test_a_key_is_known_by_its_hash() -> None:
     assert one.admit(header, "10.1.2.3")[0].name == "me"
     for headers in ({}, {"authorization": "Bearer rd-no"}, {"authorization": "Basic x"}, {"authorization": "Bearer "}):
         error = refused(one, headers)
-        assert error.status == 401 and error.headers["WWW-Authenticate"] == "Bearer"
+        assert error.status == 401
+        assert error.headers["WWW-Authenticate"] == "Bearer"
     assert len({new_key() for _ in range(20)}) == 20
 
 
@@ -72,6 +73,18 @@ def test_tokens_count_by_the_day() -> None:
     assert one.admit(header, None)[1]["x-ratelimit-remaining-tokens"] == "10"
     one.spend(account, 30)
     error = refused(one, header)
-    assert error.code == "insufficient_quota" and error.headers["Retry-After"] == str(86_400 - 1000)
+    assert error.code == "insufficient_quota"
+    assert error.headers["Retry-After"] == str(86_400 - 1000)
     clock.now += 86_400
     one.admit(header, None)
+
+
+def test_the_command_line_makes_a_key() -> None:
+    from typer.testing import CliRunner
+
+    from raydecode.cli import app
+
+    said = CliRunner().invoke(app, ["serve", "--new-key"])
+    assert said.exit_code == 0, said.output
+    key = next(word for word in said.output.split() if word.startswith("rd-"))
+    assert f"sha256: {hashed(key)}" in said.output

@@ -29,15 +29,23 @@ def test_models_are_listed_and_described(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["toy", "slow", "set"]
     model = client.models.retrieve("toy")
     assert (model.object, model.owned_by) == ("model", "raydecode")
-    assert model.raydecode["engine"] == "toy" and model.raydecode["promise"] == "bitwise"  # type: ignore[attr-defined]
+    assert model.raydecode["engine"] == "toy"
+    assert model.raydecode["promise"] == "bitwise"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("tox")
-    assert caught.value.code == "model_not_found" and "nearest: toy" in str(caught.value)
+    assert caught.value.code == "model_not_found"
+    assert "nearest: toy" in str(caught.value)
 
 
 def test_a_chat_is_what_the_bare_engine_says(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="toy", messages=CHAT, seed=3, n=2, max_tokens=12, temperature=0.7, top_p=0.9  # type: ignore[arg-type]
+        model="toy",
+        messages=CHAT,
+        seed=3,
+        n=2,
+        max_tokens=12,
+        temperature=0.7,
+        top_p=0.9,  # type: ignore[arg-type]
     )
     spec = parse_decoding(
         {
@@ -47,16 +55,19 @@ def test_a_chat_is_what_the_bare_engine_says(client: OpenAI) -> None:
     )  # fmt: skip
     wanted = bare(Request("x", "", Messages(tuple(CHAT)), spec))
     assert [choice.message.content for choice in answer.choices] == [one.text.decode() for one in wanted]
-    assert answer.usage and answer.usage.completion_tokens == sum(len(one.tokens) for one in wanted)
+    assert answer.usage
+    assert answer.usage.completion_tokens == sum(len(one.tokens) for one in wanted)
     assert answer.usage.prompt_tokens == wanted[0].stats.prompt_tokens
     assert {choice.finish_reason for choice in answer.choices} <= {"stop", "length"}
     ours = answer.raydecode  # type: ignore[attr-defined]
-    assert ours["seed"] == 3 and [one["reason"] for one in ours["samples"]] == [one.reason for one in wanted]
-    assert answer.system_fingerprint and answer.system_fingerprint.startswith("fp_")
+    assert ours["seed"] == 3
+    assert [one["reason"] for one in ours["samples"]] == [one.reason for one in wanted]
+    assert answer.system_fingerprint
+    assert answer.system_fingerprint.startswith("fp_")
 
 
 def test_a_stream_is_the_whole_answer_in_pieces(client: OpenAI) -> None:
-    given = dict(model="toy", messages=CHAT, seed=4, n=3, max_tokens=30, logprobs=True, top_logprobs=2)
+    given = {"model": "toy", "messages": CHAT, "seed": 4, "n": 3, "max_tokens": 30, "logprobs": True, "top_logprobs": 2}
     whole = client.chat.completions.create(**given)  # type: ignore[call-overload]
     texts, scored, finish = ["", "", ""], [[], [], []], [None] * 3
     usage = None
@@ -77,13 +88,22 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: OpenAI) -> None:
 
 
 def test_a_completion_with_stop_logprobs_and_several_prompts(client: OpenAI) -> None:
-    given = dict(model="toy", prompt=["ab(", "ba"], seed=1, n=2, max_tokens=20, stop=["(a", "bb"], logprobs=3)
+    given = {
+        "model": "toy",
+        "prompt": ["ab(", "ba"],
+        "seed": 1,
+        "n": 2,
+        "max_tokens": 20,
+        "stop": ["(a", "bb"],
+        "logprobs": 3,
+    }
     whole = client.completions.create(**given)  # type: ignore[call-overload]
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     alone = client.completions.create(**{**given, "prompt": "ab("})  # type: ignore[call-overload]
     assert [one.text for one in alone.choices] == [one.text for one in whole.choices[:2]]
     for choice in whole.choices:
-        assert "(a" not in choice.text and "bb" not in choice.text
+        assert "(a" not in choice.text
+        assert "bb" not in choice.text
         assert "".join(choice.logprobs.tokens) == choice.text
         assert choice.logprobs.text_offset == list(range(len(choice.text)))
         assert all(len(top) in (3, 4) for top in choice.logprobs.top_logprobs)
@@ -95,11 +115,12 @@ def test_a_completion_with_stop_logprobs_and_several_prompts(client: OpenAI) -> 
 
 
 def test_echo_scores_the_prompt_and_leaves_the_text_alone(client: OpenAI) -> None:
-    given = dict(model="toy", prompt="ab(a", seed=9, max_tokens=6, logprobs=1)
+    given = {"model": "toy", "prompt": "ab(a", "seed": 9, "max_tokens": 6, "logprobs": 1}
     plain, echoed = client.completions.create(**given), client.completions.create(**given, echo=True)  # type: ignore[call-overload]
     assert echoed.choices[0].text == "ab(a" + plain.choices[0].text
     scores = echoed.choices[0].logprobs
-    assert scores.token_logprobs[0] is None and scores.top_logprobs[0] is None
+    assert scores.token_logprobs[0] is None
+    assert scores.top_logprobs[0] is None
     assert scores.token_logprobs[4:] == plain.choices[0].logprobs.token_logprobs
     assert scores.text_offset == list(range(len(echoed.choices[0].text)))
     # what the model says of a prompt's token is what it says of the same token as output
@@ -109,13 +130,14 @@ def test_echo_scores_the_prompt_and_leaves_the_text_alone(client: OpenAI) -> Non
         logp = toy.logits([0, 1, 2, 0][:t]).log_softmax(0)[token]
         assert scores.token_logprobs[t] == pytest.approx(float(logp), abs=1e-6)
     nothing = client.completions.create(**{**given, "max_tokens": 0}, echo=True)  # type: ignore[call-overload]
-    assert nothing.choices[0].text == "ab(a" and nothing.usage.completion_tokens == 0
+    assert nothing.choices[0].text == "ab(a"
+    assert nothing.usage.completion_tokens == 0
     ids = client.completions.create(**{**given, "prompt": [0, 1, 2, 0]}, echo=True)  # type: ignore[call-overload]
     assert ids.choices[0].text == echoed.choices[0].text
 
 
 def test_best_of_gives_the_likeliest(client: OpenAI) -> None:
-    given = dict(model="toy", prompt="ab", seed=2, max_tokens=5, logprobs=0)
+    given = {"model": "toy", "prompt": "ab", "seed": 2, "max_tokens": 5, "logprobs": 0}
     all_of = client.completions.create(**given, n=5)  # type: ignore[call-overload]
 
     def mean(choice: object) -> float:
@@ -123,7 +145,8 @@ def test_best_of_gives_the_likeliest(client: OpenAI) -> None:
         return sum(logps) / len(logps) if logps else -99.0
 
     best = client.completions.create(**given, n=2, best_of=5)  # type: ignore[call-overload]
-    assert len(best.choices) == 2 and {one.text for one in best.choices} <= {one.text for one in all_of.choices}
+    assert len(best.choices) == 2
+    assert {one.text for one in best.choices} <= {one.text for one in all_of.choices}
     assert best.usage.completion_tokens == all_of.usage.completion_tokens
     long = [one for one in all_of.choices if one.finish_reason == "length"]  # their logprobs are all of their tokens
     if len(long) == 5:
@@ -133,14 +156,15 @@ def test_best_of_gives_the_likeliest(client: OpenAI) -> None:
 
 
 def test_responses_and_their_typed_events(client: OpenAI) -> None:
-    given = dict(model="toy", input="ab(", instructions="be b", max_output_tokens=9, temperature=0)
+    given = {"model": "toy", "input": "ab(", "instructions": "be b", "max_output_tokens": 9, "temperature": 0}
     whole = client.responses.create(**given, include=["message.output_text.logprobs"], top_logprobs=2)  # type: ignore[call-overload]
     same = client.chat.completions.create(
         model="toy", messages=[{"role": "system", "content": "be b"}, {"role": "user", "content": "ab("}],
         max_tokens=9, temperature=0,
     )  # fmt: skip
     assert whole.output_text == same.choices[0].message.content
-    assert whole.status in ("completed", "incomplete") and whole.usage.input_tokens == same.usage.prompt_tokens  # type: ignore[union-attr]
+    assert whole.status in ("completed", "incomplete")
+    assert whole.usage.input_tokens == same.usage.prompt_tokens
     assert "".join(one.token for one in whole.output[0].content[0].logprobs) == whole.output_text
     kinds, text, last = [], "", None
     for i, event in enumerate(client.responses.create(**given, stream=True)):  # type: ignore[call-overload]
@@ -151,11 +175,11 @@ def test_responses_and_their_typed_events(client: OpenAI) -> None:
     assert kinds[:4] == [
         "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
     ]  # fmt: skip
-    assert kinds[-1] == f"response.{whole.status}" and last.response.output_text == text == whole.output_text
-    again = client.responses.create(  # an answer's item can be sent back
-        model="toy", input=[{"role": "user", "content": "a"}, *[one.model_dump(exclude_none=True) for one in whole.output],
-                            {"role": "user", "content": [{"type": "input_text", "text": "b"}]}],
-    )  # fmt: skip
+    assert kinds[-1] == f"response.{whole.status}"
+    assert last.response.output_text == text == whole.output_text
+    said = [one.model_dump(exclude_none=True) for one in whole.output]  # an answer's item can be sent back
+    question = {"role": "user", "content": [{"type": "input_text", "text": "b"}]}
+    again = client.responses.create(model="toy", input=[{"role": "user", "content": "a"}, *said, question])  # type: ignore[list-item]
     assert again.object == "response"
 
 
@@ -169,7 +193,8 @@ def test_the_served_models_own_decoding_is_the_default(client: OpenAI, server: S
     assert changed.choices[0].text == wanted.text.decode()
     assert changed.raydecode["noise_id"] == "row 1"  # type: ignore[attr-defined]
     shown = client.models.retrieve("set").raydecode["decoding"]  # type: ignore[attr-defined]
-    assert parse_decoding({k: v for k, v in shown.items() if v is not None}) == spec and shown == decoding_json(spec)
+    assert parse_decoding({k: v for k, v in shown.items() if v is not None}) == spec
+    assert shown == decoding_json(spec)
 
 
 def test_a_seed_that_was_drawn_is_said_and_gives_the_same_text(client: OpenAI) -> None:
@@ -206,4 +231,5 @@ def test_errors_are_the_clients_own_exceptions(client: OpenAI) -> None:
 
 def test_a_prompt_that_fills_the_context_gets_what_is_left(client: OpenAI) -> None:
     answer = client.completions.create(model="slow", prompt="a" * 4090, temperature=0)
-    assert answer.usage and answer.usage.completion_tokens == 6
+    assert answer.usage
+    assert answer.usage.completion_tokens == 6

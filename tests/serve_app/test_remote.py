@@ -8,7 +8,19 @@ from raydecode.errors import UserError
 from raydecode.events import OutcomeEvent, TokenEvent
 from raydecode.request import Text
 from serve_app.gateway import Overloaded
-from tests.serve_app.serving import configured, deployed, idle, kill, loads, read, request, told, undisturbed, until
+from tests.serve_app.serving import (
+    configured,
+    deployed,
+    idle,
+    kill,
+    loads,
+    over,
+    read,
+    request,
+    told,
+    undisturbed,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +38,7 @@ def test_events_are_those_of_an_engine_of_ones_own(two):
         streams = [await gateway.open("toy", one) for one in asked]
         return await asyncio.gather(*map(read, streams))
 
-    for one, events in zip(asked, asyncio.run(scenario()), strict=True):
+    for one, events in zip(asked, over(gateway, scenario), strict=True):
         assert told(events) == undisturbed(one)
     assert gateway.models()[0].promise == "bitwise"
 
@@ -44,7 +56,7 @@ def test_what_is_asked_besides(two):
         (event,) = await read(refused)
         assert (event.reason, event.error.kind) == ("error", "BadLimit")
 
-    asyncio.run(scenario())
+    over(gateway, scenario)
 
 
 def test_a_reader_that_leaves_frees_the_slot_there(two):
@@ -54,14 +66,14 @@ def test_a_reader_that_leaves_frees_the_slot_there(two):
         streams = [await gateway.open("toy", request(f"r{i}", tokens=3000)) for i in range(5)]
         for stream in streams:
             await anext(stream)
-        waiting = asyncio.create_task(read(streams.pop()))
+        waiting = asyncio.create_task(read(streams[0]))
         await asyncio.sleep(0)
-        waiting.cancel()
         for stream in streams:
             await stream.aclose()
+        await waiting  # is told that it is over
         await until(lambda: idle(handle))
 
-    asyncio.run(scenario())
+    over(gateway, scenario)
 
 
 def test_full_queues_are_refused(two):
@@ -80,7 +92,7 @@ def test_full_queues_are_refused(two):
         await asyncio.gather(*(stream.aclose() for stream in streams))
         await until(lambda: idle(handle))
 
-    asyncio.run(scenario())
+    over(gateway, scenario)
 
 
 def test_a_killed_replicas_streams_go_on_in_the_other(two):
@@ -97,7 +109,7 @@ def test_a_killed_replicas_streams_go_on_in_the_other(two):
         await until(lambda: _both(handle))
         return [first + more for first, more in zip(seen, rest, strict=True)], [one.migrations for one in streams]
 
-    events, migrations = asyncio.run(scenario())
+    events, migrations = over(gateway, scenario)
     for one, own in zip(asked, events, strict=True):
         assert told(own) == undisturbed(one)
         tokens = [(event.row, event.t) for event in own if isinstance(event, TokenEvent)]

@@ -131,7 +131,9 @@ def test_said_twice_alike_is_no_contradiction() -> None:
 
 
 def test_the_roster_holds_for_the_field_decoding() -> None:
-    model = ServedModelConfig.model_validate({"name": "m", "model": "toy", "decoding": {"roster": {"samplers": ["min_p"]}}})
+    model = ServedModelConfig.model_validate(
+        {"name": "m", "model": "toy", "decoding": {"roster": {"samplers": ["min_p"]}}}
+    )
     assert call("chat", model, decoding={"sampler": [{"name": "min_p", "p": 0.1}]}).spec.sampler
     with pytest.raises(UserError, match="roster"):
         call("chat", model, decoding={"sampler": [{"name": "xtc"}]})
@@ -195,4 +197,7 @@ def test_metadata_comes_back_and_idle_fields_change_no_request() -> None:
 
 
 def test_embedding_bodies_know_openais_fields() -> None:
-    assert EmbeddingBody.model_validate({"model": "m", "input": ["a", "b"], "encoding_format": "base64"}).input == ("a", "b")
+    assert EmbeddingBody.model_validate({"model": "m", "input": ["a", "b"], "encoding_format": "base64"}).input == (
+        "a",
+        "b",
+    )

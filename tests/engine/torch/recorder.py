@@ -105,7 +105,12 @@ class Decoder(Loop):
 
 
 def ask(
-    id: str, ids: Sequence[int], *, sampler: tuple[Card, ...] = SAMPLED, resume: tuple[tuple[int, ...], ...] = (), **spec: object
+    id: str,
+    ids: Sequence[int],
+    *,
+    sampler: tuple[Card, ...] = SAMPLED,
+    resume: tuple[tuple[int, ...], ...] = (),
+    **spec: object,
 ) -> Request:
     return Request(id, id, Ids(tuple(ids)), DecodingSpec(sampler=sampler, seed=7, **spec), resume=resume)
 
