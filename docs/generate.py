@@ -180,6 +180,8 @@ def _type(part: dict[str, Any]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "null"
+    if value == "":
+        return '""'
     if value == {} or hasattr(type(value), "model_fields"):
         return "{}"
     if hasattr(value, "to_json"):

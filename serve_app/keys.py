@@ -124,7 +124,7 @@ class Keys:
             if self.anonymous or _local(headers, peer):
                 return self.nobody
             raise ApiError(
-                401, "this server has no API keys, so it serves its own machine only; raydecode serve --new-key makes one",
+                401, "this server has no API keys, so it serves its own machine only; `serve --new-key` makes one",
                 type=AUTHENTICATION, code="no_keys",
             )  # fmt: skip
         scheme, _, key = headers.get("authorization", "").partition(" ")

@@ -150,6 +150,21 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+SSE = {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+"""One server-sent event; `data` is JSON, or [DONE]."""
+
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the answer, or with `stream` its events",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": SSE},
+        },
+    }
+}
+"""What a route answers that can stream."""
+
+
 def new_id(prefix: str) -> str:
     """`chatcmpl-` and 96 random bits."""
     return prefix + secrets.token_hex(12)

@@ -37,8 +37,6 @@ class ScalingConfig(Section):
     """how long nobody must have asked before the last one goes; null: downscale_delay_s"""
     drain_s: Positive = 60.0
     """what a replica that leaves has for its running requests; the rest then go on in another"""
-    start_s: Positive = 900.0
-    """longest that a replica may load"""
 
     @model_validator(mode="after")
     def _ordered(self) -> ScalingConfig:
@@ -51,7 +49,7 @@ class ReplicaConfig(Section):
     """What Ray sets aside for one replica: an engine in a process of its own."""
 
     num_cpus: float | None = Field(default=None, ge=0)
-    """CPUs; null: 0 on a small machine, where readers and engines share, else the machine's divided by `scaling.max`"""
+    """CPUs; null: 0 on a small machine, where Ray and the engines share, else the machine's divided by `scaling.max`"""
     num_gpus: float | None = Field(default=None, ge=0)
     """GPUs, fractions allowed; null: 1 where the cluster has GPUs, else 0"""
 

@@ -9,13 +9,15 @@ from starlette.responses import Response
 from serve_app import translate
 from serve_app.answers import Chat
 from serve_app.bodies import ChatBody
-from serve_app.service import Service, new_id, new_seed
+from serve_app.service import STREAMED, Service, new_id, new_seed
 
 
 def routes(service: Service) -> APIRouter:
     router = service.router(tags=["chat"])
 
-    @router.post("/v1/chat/completions", summary="The assistant's next message", response_model=None)
+    @router.post(
+        "/v1/chat/completions", summary="The assistant's next message", response_model=None, responses=STREAMED
+    )
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         id = new_id("chatcmpl-")
         call = translate.chat(body, service.model(body.model), id, new_seed(), service.served(body.model).context)

@@ -75,7 +75,11 @@ async def until(fact, every=0.1):
 
 async def idle(handle):
     """No slot is held and nobody waits, anywhere."""
-    return all(not any((*one["running"].values(), *one["waiting"].values())) for one in await loads(handle))
+    try:
+        found = await loads(handle)
+    except Exception:  # one of those asked has just died, and is to be replaced
+        return False
+    return all(not any((*one["running"].values(), *one["waiting"].values())) for one in found)
 
 
 def kill(load):

@@ -46,7 +46,7 @@ def test_an_operation_is_as_documented(document: Any, method: str, path: str, mo
     kind = schemathesis.GenerationMode(mode)
 
     @settings(
-        max_examples=15 if method == "POST" else 3, deadline=None, derandomize=True, phases=[Phase.generate],
+        max_examples=8 if method == "POST" else 2, deadline=None, derandomize=True, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=known.as_strategy(generation_mode=kind))
