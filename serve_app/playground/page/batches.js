@@ -16,7 +16,7 @@ export function Batches({page, state, onRows, onError}) {
   if (!list.length) return null;
   const open = async (batch) => {
     try {
-      onRows(await rowsOf(page.base, state.key, batch));
+      onRows(await rowsOf(page.base, state, batch));
     } catch (error) {
       onError(error.message);
     }
@@ -33,8 +33,8 @@ export function Batches({page, state, onRows, onError}) {
     </ul>`;
 }
 
-async function rowsOf(base, key, batch) {
+async function rowsOf(base, {key, models}, batch) {
   const file = (id) => getText(`${base}v1/files/${encodeURIComponent(id)}/content`, key);
   const [output, input] = await Promise.all([file(batch.output_file_id), file(batch.input_file_id).catch(() => "")]);
-  return joined(openRows(output, batch.id), input);
+  return joined(openRows(output, batch.id), input, models.list);
 }

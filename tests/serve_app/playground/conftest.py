@@ -22,8 +22,8 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    one = Server()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    one = Server(batches={"path": str(tmp_path_factory.mktemp("batches"))})
     yield one
     one.close()
 

@@ -37,7 +37,9 @@ class Faults:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if path.startswith("/repository/"):  # the tests' own modules, beside the page's
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif path.startswith("/repository/"):  # the tests' own modules, beside the page's
             await FileResponse(ROOT / path.removeprefix("/repository/"))(scope, receive, send)
         elif scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
@@ -70,13 +72,13 @@ class Faults:
 
 
 class Server:
-    """Started when made; `close` ends it. keys: the server wants one of these (sha256, as in the configuration)."""
+    """Started when made; `close` ends it. sections: of its configuration, besides the models."""
 
-    def __init__(self, keys: list[dict[str, Any]] | None = None) -> None:
-        self.socket = socket.socket()
+    def __init__(self, **sections: Any) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else Nagle stays on
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
-        config = check_serve({**CONFIG, **({"keys": keys} if keys else {})})
+        config = check_serve({**CONFIG, **sections})
         self.faults: Faults
         self._up, self._failure = threading.Event(), list[BaseException]()
         self._thread = threading.Thread(target=self._main, args=(config,), daemon=True)
@@ -95,7 +97,7 @@ class Server:
     async def _serve(self, config: Any) -> None:
         async with LocalGateway(config) as gateway:
             self.faults = Faults(create_app(gateway, config))
-            settings = uvicorn.Config(self.faults, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+            settings = uvicorn.Config(self.faults, log_config=None, lifespan="on", timeout_graceful_shutdown=1)
             self._server = uvicorn.Server(settings)
             serving = asyncio.create_task(self._server.serve(sockets=[self.socket]))
             while not self._server.started and not serving.done():

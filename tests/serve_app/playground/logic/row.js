@@ -47,4 +47,8 @@ test("a batch's rows know what made them", () => {
   equal(row.request, {mode: "chat", prompt: "hi", system: "", decoding: {sampler: [{name: "temperature", value: 0.5}], seed: 3}, noise_id: "n1", model: "m"});
   equal(joined(rows, ask({tools: []}))[0].request, null, "what the page cannot say is not run again");
   equal(joined(rows, "")[0].request, null);
+  const models = [{id: "m", raydecode: {decoding: {max_tokens: 9, sampler: [{name: "greedy"}], drafter: null}}}];
+  equal(joined(rows, ask({}), models)[0].request, null, "a chain over the server's own");
+  const plain = joined(rows, ask({temperature: undefined}), models)[0].request.decoding;
+  equal(plain, {sampler: [{name: "greedy"}], max_tokens: 9, drafter: null, seed: 3}, "the server's own where the request said nothing");
 });
