@@ -131,12 +131,19 @@ export function figures(run, now) {
 /** Where two runs part: index of the first token that differs, null while (or because) they are equal.
  *  ids: compare token ids (one vocabulary), else texts. */
 export function firstDifference(a, b, ids = true) {
+  [a, b] = [a, b].map(unended);
   if (!ids) return differenceOfTexts(a, b);
   const both = Math.min(a.tokens.length, b.tokens.length);
   for (let i = 0; i < both; i++) if (!same(a.tokens[i], b.tokens[i])) return {a: i, b: i};
   if (a.tokens.length === b.tokens.length) return null;
   const shorter = a.tokens.length < b.tokens.length ? a : b;
   return shorter.status === "done" ? {a: both, b: both} : null;
+}
+
+/** Without the token that ended the text: stored answers leave it out, streams have it. */
+function unended(run) {
+  const ended = run.status === "done" && run.tokens.at(-1)?.special;
+  return ended ? {...run, tokens: run.tokens.slice(0, -1)} : run;
 }
 
 function same(one, other) {

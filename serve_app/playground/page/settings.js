@@ -145,7 +145,7 @@ export function summary(methods) {
 }
 
 function cardText(card) {
-  const options = Object.entries(card).filter(([name, value]) => name !== "name" && value !== undefined);
+  const options = Object.entries(card).filter(([name, value]) => name !== "name" && value !== undefined && value?.length !== 0);
   const shown = options.map(([name, value]) => (options.length === 1 && typeof value !== "object" ? `${value}` : `${name} ${valueText(value)}`));
   return [card.name, ...shown].join(" ");
 }

@@ -66,6 +66,12 @@ test("the first difference, while it runs and at the end", () => {
   equal(comparison(made([]), made(["x"])).state, "none");
 });
 
+test("the token that ended a text is no difference", () => {
+  const end = (run) => (run.tokens.push({...token(9, ""), bytes: [], special: true, piece: ""}), run);
+  equal(comparison(end(made(["x", "y"])), made(["x", "y"])).state, "identical");
+  equal(firstDifference(end(made(["x"])), made(["x", "y"])), {a: 1, b: 1});
+});
+
 test("texts of two vocabularies are compared by their signs", () => {
   equal(firstDifference(made(["ab", "c"]), made(["a", "bc"]), false), null);
   equal(firstDifference(made(["ab", "cd"]), made(["a", "b", "cx"]), false), {a: 1, b: 2});

@@ -42,5 +42,6 @@ test("chat and plain bodies", () => {
 test("methods in a line", () => {
   equal(summary({}), "the model's own law, no drafter");
   equal(summary({samplers: [{name: "temperature", value: 0.8}, {name: "xtc", threshold: 0.1, probability: 0.5}], drafters: [{name: "ngram"}]}), "temperature 0.8 → xtc threshold 0.1 probability 0.5, drafted by ngram");
+  equal(summary({drafters: [{name: "auto", among: []}]}), "the model's own law, drafted by auto");
   equal(summary({drafters: [{name: "auto", among: ["ngram", {name: "suffix", tokens: 4}]}]}), "the model's own law, drafted by auto among ngram, suffix 4");
 });
