@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from raydecode.config import ServeConfig, ServedModelConfig
-from raydecode.errors import UserError, nearest
 from raydecode.events import OutcomeEvent
 from serve_app import failures, limits
 from serve_app.answers import Told, fingerprint
 from serve_app.batches.desk import Desk
 from serve_app.failures import TIMEOUT, ApiError
-from serve_app.gateway import Gateway, Served
+from serve_app.gateway import Gateway, Served, no_model
 from serve_app.keys import Account, Keys
 from serve_app.observe.telling import Telling
 from serve_app.prompts import prompted, silent
@@ -48,29 +47,18 @@ class Service:
 
     def __post_init__(self) -> None:
         self.keys = Keys(self.config.keys, self.config.http.anonymous)
-        self._tables: dict[str, Sequence[bytes]] = {}
 
     # ------------------------------------------------------------------ models
     def model(self, name: str) -> ServedModelConfig:
         """What the configuration says of a model; UserError (`model`) for one that is not served."""
         found = self.config.model_named(name)
         if found is None:
-            names = [one.name for one in self.config.models]
-            raise UserError(
-                f"no model '{name[:100]}' is served here", field="model", value=name,
-                nearest=nearest(name[:100], names), hint=f"models: {', '.join(names)}",
-            )  # fmt: skip
+            raise no_model(name, [one.name for one in self.config.models])
         return found
 
     def served(self, name: str) -> Served:
         """What its replicas say of it."""
         return next((one for one in self.gateway.models() if one.name == name), Served(name))
-
-    async def table(self, model: str) -> Sequence[bytes]:
-        """Token id -> bytes, asked for once."""
-        if model not in self._tables:
-            self._tables[model] = await self.gateway.token_bytes(model)
-        return self._tables[model]
 
     # ------------------------------------------------------------------ a call from its requests to its response
     async def respond(self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]) -> Response:
@@ -111,7 +99,7 @@ class Service:
     async def _told(self, call: Call, id: str, until: float, spend: Callable[[int], None]) -> Told:
         """What the answer needs to know before there is one."""
         shows = call.top is not None or call.trace or call.echo
-        table = await self.table(call.model) if shows else ()
+        table = await self.gateway.token_bytes(call.model) if shows else ()
         prompts = await prompted(self.gateway, call, table, until, spend) if call.echo else ()
         return Told(id, int(time.time()), call, fingerprint(self.served(call.model)), table, prompts)
 
@@ -222,6 +210,3 @@ class Bounded(Request):
         self._json = limits.parse(self._body, config.limits)
         if not isinstance(self._json, dict):
             raise ApiError(400, "the body must be a JSON object", code="invalid_body")
-
-
-Handler = Callable[..., Awaitable[Response]]
