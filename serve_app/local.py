@@ -20,7 +20,6 @@ from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Served, Unavailable, no_model
 from serve_app.live import EngineDied, LiveEngine, LiveStream
 
-
 __all__ = ["LocalGateway", "described", "live_engine", "no_model"]
 
 log = logging.getLogger("raydecode.serve")

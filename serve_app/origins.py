@@ -26,6 +26,6 @@ def check(method: str, headers: Mapping[str, str], listed: Collection[str]) -> N
         foreign = foreign or urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
     if foreign:
         raise ApiError(
-            403, f"pages of {(origin or 'another site')[:100]!r} may not do this; list their origin in http.cors_origins",
+            403, f"pages of {(origin or 'another site')[:100]!r} may not do this unless http.cors_origins lists them",
             code="foreign_origin",
         )  # fmt: skip

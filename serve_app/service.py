@@ -1,6 +1,7 @@
 """What all routes share: the gateway, the configuration, the keys; and the way every request takes through them.
 
-origin -> key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
+origin -> key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer
+any exception -> OpenAI's error
 """
 
 from __future__ import annotations
