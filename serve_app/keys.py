@@ -61,21 +61,18 @@ class Bucket:
 class Account:
     """What a key may use, and has used.
 
+    counts: it has a key, so its tokens are counted
     requests, minute: buckets of requests (monotonic clock) and of tokens (Unix time); None: any number
     tokens: used on `day` (UTC)
     """
 
     def __init__(self, key: KeyConfig | None, now: float = 0.0, unix: float = 0.0) -> None:
         self.name = key.name if key else ""
+        self.counts = key is not None
         self.requests = Bucket(key.requests_per_minute, now) if key and key.requests_per_minute else None
         self.minute = Bucket(key.tokens_per_minute, unix) if key and key.tokens_per_minute else None
         self.quota = key.tokens_per_day if key else None
         self.day = self.tokens = 0
-
-    @property
-    def counts(self) -> bool:
-        """It makes a difference how many tokens an answer has."""
-        return self.quota is not None or self.minute is not None
 
     def admit(self, now: float, unix: float) -> dict[str, str]:
         """Take one request, or raise ApiError(429). Returns the headers that tell what is left."""

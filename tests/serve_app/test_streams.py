@@ -265,6 +265,16 @@ def test_what_comes_before_the_text_has_the_time_limit_too() -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
 
 
+def test_prompts_are_scored_side_by_side_and_all_let_go() -> None:
+    class Longer(Scripted):
+        async def encode(self, model: str, prompt: Prompt) -> list[int]:
+            return [0, 0]
+
+    gateway = Longer([HOURS])
+    assert asked(gateway, prompt=["a", "b"], echo=True, logprobs=1).status_code == 504
+    assert len(gateway.streams) == 2
+
+
 def test_the_fingerprint_is_that_of_the_replica_that_answered() -> None:
     script = [[token(0)], [text(b"a")], [outcome("eos")]]
     first, second = Scripted(script), Scripted(script)
