@@ -1,8 +1,8 @@
 """How events come from a replica: over one connection for all of its streams, a frame per step.
 
-Ray Serve's streaming calls cost 1.75 ms of CPU per item, in two processes, which is per stream and token; this way it is
-0.13 (docs/log.md). So a request is an ordinary call of Ray Serve (which routes, counts and
-cancels it), and its events take this way:
+Ray Serve's streaming calls cost 1.75 ms of CPU per item, in two processes, which is per stream and token; this way it
+is 0.13 (docs/log.md). So a request is an ordinary call of Ray Serve (which routes, counts and cancels it), and its
+events take this way:
 
     gateway   Desk: listens, and has a number and a reader for each open request
     replica   Lines: a connection to each desk that ever called; `put(number, item)`, one frame for all of a turn's
