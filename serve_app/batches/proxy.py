@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydecode.contracts import Engine
 from raydecode.errors import Refused, RowError
@@ -111,6 +111,5 @@ def _message(body: Any) -> str:
     return str(error.get("message", "")) if isinstance(error, dict) else ""
 
 
-def _fits(engine: GatewayEngine) -> Engine:
-    """mypy's word that the contract is kept."""
-    return engine
+if TYPE_CHECKING:
+    _contract: type[Engine] = GatewayEngine
