@@ -150,7 +150,7 @@ def _run(
     from raydecode.assemble import build_engine
     from serve_app.fold import Sample, named
 
-    engine = build_engine(job, stream=True)
+    engine: Any = build_engine(job, stream=True)
     refused = engine.refuse(request.decoding)
     if refused:
         raise refused
