@@ -8,7 +8,7 @@ and with `trace` every chunk {tokens: [...], steps: [...]} of its one choice (se
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,20 +33,21 @@ class Prompted:
 class Told:
     """What an answer says besides its choices.
 
+    fingerprint: asked for when the first events are there: a replica that has the request has said what it is
     table: token id -> bytes, where log-probabilities are shown; prompts: one per request, empty without echo
     """
 
     id: str
     created: int
     call: Call
-    fingerprint: str
+    fingerprint: Callable[[], str]
     table: Sequence[bytes] = ()
     prompts: Sequence[Prompted] = ()
 
     def frame(self, object: str) -> Json:
         return {
             "id": self.id, "object": object, "created": self.created, "model": self.call.model,
-            "system_fingerprint": self.fingerprint,
+            "system_fingerprint": self.fingerprint(),
         }  # fmt: skip
 
     def ours(self, samples: Sequence[tuple[int, OutcomeEvent]], migrations: int) -> Json:

@@ -7,7 +7,6 @@ ask for nothing), or it is in IDLE: it cannot change a text, and the docs list i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -315,8 +314,3 @@ class EmbeddingBody(Body):
     """base64: little-endian float32"""
     user: Name | None = None
     """no meaning here"""
-
-
-def fields(body: type[BaseModel]) -> Sequence[str]:
-    """The names that a body knows."""
-    return list(body.model_fields)

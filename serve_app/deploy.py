@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from raydecode.config import ScalingConfig, ServeConfig, ServedModelConfig
+from raydecode.config import ScalingConfig, ServeConfig, ServedModelConfig, deployment_name
 from serve_app.replica import Replica
 
 SMALL_MACHINE_CPUS = 4
@@ -15,11 +14,6 @@ LOOK_BACK_S = 12.0
 """Over how long Ray Serve averages what runs: as short as it allows, the delays do the damping."""
 LANES = 2
 TOY = "toy"
-
-
-def deployment_name(model: str) -> str:
-    """What Ray Serve, its logs and its metrics call the replicas of a model."""
-    return "model-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
 
 
 def replicas_of(model: ServedModelConfig, config: ServeConfig, nodes: Sequence[dict[str, float]]) -> Any:

@@ -16,9 +16,9 @@ from typing import Any
 
 import uvicorn
 
-from raydecode.config import HttpConfig, ServeConfig
+from raydecode.config import HttpConfig, ServeConfig, deployment_name
 from raydecode.errors import JobError, UserError
-from serve_app.deploy import deployment_name, replicas_of
+from serve_app.deploy import replicas_of
 from serve_app.ingress import create_app
 from serve_app.observe.logs import configure
 from serve_app.remote import RemoteGateway

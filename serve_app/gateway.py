@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from raydecode.errors import RaydecodeError
+from raydecode.errors import RaydecodeError, UserError, nearest
 from raydecode.events import Event
 from raydecode.request import Prompt, Request
 
@@ -34,6 +34,15 @@ class Overloaded(RaydecodeError):
 
 class Unavailable(RaydecodeError):
     """No replica can take the request now: starting, draining, or gone for longer than a request may wait."""
+
+
+def no_model(name: str, names: Sequence[str]) -> UserError:
+    """The error for a model that is not served."""
+    said = name[:100]
+    return UserError(
+        f"no model '{said}' is served here", field="model", value=said, nearest=nearest(said, names),
+        hint=f"models: {', '.join(names)}",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

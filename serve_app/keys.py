@@ -2,11 +2,13 @@
 
 A key is 256 random bits, so a plain hash of it cannot be searched; it is compared with every configured hash in
 constant time. A rate refills evenly, in a bucket as deep as one minute. Tokens are prompt and output together and are
-counted when an answer ends, so that requests in flight may pass a quota by what they are worth. Both are counts of this
-process: several ingress replicas count each for itself.
+counted when an answer ends, so that requests in flight may pass a limit by what they are worth: a bucket of tokens then
+holds less than none, and the key waits for longer. All are counts of this process: several ingress replicas count each
+for itself.
 
 Without configured keys only this machine is served: a peer on loopback that names loopback as the host, so that no web
-page can reach it under a name of its own, and that was not forwarded by a proxy.
+page can reach it under a name of its own, and without a header that a proxy adds. A proxy on this machine which adds
+none cannot be told from a local client: behind a proxy there must be keys.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from serve_app.failures import AUTHENTICATION, RATE, ApiError
 
 DAY_S = 86_400
 PREFIX = "rd-"
+PROXIES, FORWARDED = ("via", "forwarded", "x-real-ip"), "x-forwarded-"
+"""Headers that proxies add."""
 
 
 def new_key() -> str:
@@ -37,47 +41,81 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+class Bucket:
+    """So many per minute, refilled evenly. room: what it held at `at`, in seconds of some clock"""
+
+    def __init__(self, rate: int, now: float) -> None:
+        self.rate, self.room, self.at = rate, float(rate), now
+
+    def filled(self, now: float) -> float:
+        """What it holds."""
+        self.room = min(float(self.rate), self.room + max(0.0, now - self.at) * self.rate / 60)
+        self.at = now
+        return self.room
+
+    def wait_s(self) -> float:
+        """Until it holds one."""
+        return (1 - self.room) * 60 / self.rate
+
+
 class Account:
     """What a key may use, and has used.
 
-    room:   requests left in the bucket at `at`
+    requests, minute: buckets of requests (monotonic clock) and of tokens (Unix time); None: any number
     tokens: used on `day` (UTC)
     """
 
-    def __init__(self, key: KeyConfig | None, now: float = 0.0) -> None:
+    def __init__(self, key: KeyConfig | None, now: float = 0.0, unix: float = 0.0) -> None:
         self.name = key.name if key else ""
-        self.rate = key.requests_per_minute if key else None
+        self.requests = Bucket(key.requests_per_minute, now) if key and key.requests_per_minute else None
+        self.minute = Bucket(key.tokens_per_minute, unix) if key and key.tokens_per_minute else None
         self.quota = key.tokens_per_day if key else None
-        self.room, self.at = float(self.rate or 0), now
         self.day = self.tokens = 0
+
+    @property
+    def counts(self) -> bool:
+        """It makes a difference how many tokens an answer has."""
+        return self.quota is not None or self.minute is not None
 
     def admit(self, now: float, unix: float) -> dict[str, str]:
         """Take one request, or raise ApiError(429). Returns the headers that tell what is left."""
         headers: dict[str, str] = {}
+        tokens: list[tuple[int, int]] = []  # left, limit
         if self.quota is not None:
             left = self.quota - self._today(unix)
             if left <= 0:
                 wait = DAY_S - unix % DAY_S
                 raise self._wait(f"has used its {self.quota:,} tokens of today (UTC)", wait, "insufficient_quota")
-            headers |= {"x-ratelimit-limit-tokens": str(self.quota), "x-ratelimit-remaining-tokens": str(left)}
-        if self.rate is not None:
-            self.room = min(float(self.rate), self.room + (now - self.at) * self.rate / 60)
-            self.at = now
-            if self.room < 1:
-                wait = (1 - self.room) * 60 / self.rate
-                raise self._wait(f"may ask {self.rate:,} times per minute", wait, "rate_limit_exceeded")
-            self.room -= 1
-            headers["x-ratelimit-limit-requests"] = str(self.rate)
-            headers["x-ratelimit-remaining-requests"] = str(int(self.room))
+            tokens.append((left, self.quota))
+        if self.minute is not None:
+            room = self.minute.filled(unix)
+            if room < 1:
+                said = f"may use {self.minute.rate:,} tokens per minute"
+                raise self._wait(said, self.minute.wait_s(), "rate_limit_exceeded")
+            tokens.append((int(room), self.minute.rate))
+        if self.requests is not None:
+            if self.requests.filled(now) < 1:
+                said = f"may ask {self.requests.rate:,} times per minute"
+                raise self._wait(said, self.requests.wait_s(), "rate_limit_exceeded")
+            self.requests.room -= 1
+            headers["x-ratelimit-limit-requests"] = str(self.requests.rate)
+            headers["x-ratelimit-remaining-requests"] = str(int(self.requests.room))
+        if tokens:  # the limit that is nearer
+            left, limit = min(tokens)
+            headers |= {"x-ratelimit-limit-tokens": str(limit), "x-ratelimit-remaining-tokens": str(left)}
         return headers
 
     def used_up(self, unix: float) -> bool:
-        """The tokens of the day are gone: a batch waits for the next."""
-        return self.quota is not None and self._today(unix) >= self.quota
+        """The tokens of the day or of the minute are gone: a batch waits for the next."""
+        day = self.quota is not None and self._today(unix) >= self.quota
+        return day or (self.minute is not None and self.minute.filled(unix) < 1)
 
     def spend(self, tokens: int, unix: float) -> None:
         """Prompt and output tokens of an answer that ended."""
         self.tokens = self._today(unix) + tokens
+        if self.minute is not None:
+            self.minute.filled(unix)
+            self.minute.room -= tokens
 
     def _today(self, unix: float) -> int:
         day = int(unix) // DAY_S
@@ -108,7 +146,7 @@ class Keys:
     nobody: Account = field(default_factory=lambda: Account(None))
 
     def __post_init__(self) -> None:
-        self.accounts = {one.sha256.lower(): Account(one, self.clock()) for one in self.configured}
+        self.accounts = {one.sha256.lower(): Account(one, self.clock(), self.unix()) for one in self.configured}
 
     def admit(self, headers: Mapping[str, str], peer: str | None) -> tuple[Account, dict[str, str]]:
         """The account that a request belongs to, one request taken from it, and headers that say what is left."""
@@ -144,12 +182,12 @@ def _unknown(message: str, code: str) -> ApiError:
 
 
 def _local(headers: Mapping[str, str], peer: str | None) -> bool:
-    """From this machine, and under a name that only it has."""
-    if "x-forwarded-for" in headers or "forwarded" in headers:
+    """From this machine, under a name that only it has, and not through a proxy that says so."""
+    if peer is None or any(name in PROXIES or name.startswith(FORWARDED) for name in map(str.lower, headers)):
         return False
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
-    return (peer is None or _loopback(peer)) and (name == "localhost" or _loopback(name))
+    return _loopback(peer) and (name == "localhost" or _loopback(name))
 
 
 def _loopback(address: str) -> bool:

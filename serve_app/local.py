@@ -6,6 +6,7 @@ async with LocalGateway(config) as gateway:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,18 +16,13 @@ from typing import Any
 from raydecode.assemble import build_engine
 from raydecode.config import ServeConfig, ServedModelConfig
 from raydecode.contracts import Engine
-from raydecode.errors import UserError, nearest
 from raydecode.request import Prompt, Request
-from serve_app.gateway import Lane, Served, Unavailable
+from serve_app.gateway import Lane, Served, Unavailable, no_model
 from serve_app.live import EngineDied, LiveEngine, LiveStream
 
+__all__ = ["LocalGateway", "described", "live_engine", "no_model"]
 
-def no_model(name: str, names: Sequence[str]) -> UserError:
-    """The error for a model that is not served."""
-    return UserError(
-        f"no model '{name}' is served here", field="model", value=name, nearest=nearest(name, names),
-        hint=f"models: {', '.join(names)}",
-    )  # fmt: skip
+log = logging.getLogger("raydecode.serve")
 
 
 def live_engine(model: ServedModelConfig, queue: int, build: Callable[[], Engine] | None = None) -> LiveEngine:
@@ -55,6 +51,7 @@ class LocalGateway:
         self.engines = {one.name: live_engine(one, queue, (builds or {}).get(one.name)) for one in config.models}
         self._created = int(time.time())
         self._up: set[str] = set()
+        self._dead: set[str] = set()
 
     async def start(self) -> None:
         """Load the models, one after another. Raises what loading raises."""
@@ -92,7 +89,8 @@ class LocalGateway:
         try:
             return self._engine(model).open(request, lane, steps)
         except EngineDied as error:
-            raise Unavailable(f"the engine of '{model}' has ended: {str(error).splitlines()[-1]}") from error
+            self._note(model, str(error))
+            raise Unavailable(f"the engine of '{model}' has ended; the server's log has the details") from error
 
     async def token_bytes(self, model: str) -> Sequence[bytes]:
         return self._engine(model).token_bytes
@@ -109,6 +107,13 @@ class LocalGateway:
         if model not in self._up:
             raise Unavailable(f"model '{model}' is not loaded yet")
         return self.engines[model]
+
+    def _note(self, model: str, failure: str) -> None:
+        """Log, once, where an engine ended: without the error's message, which may quote a prompt."""
+        if model not in self._dead:
+            self._dead.add(model)
+            where = [line for line in failure.splitlines() if line.startswith('  File "')] or [failure]
+            log.error("the engine of '%s' has ended\n%s", model, "\n".join(where))
 
     def _answers(self, name: str) -> bool:
         try:

@@ -7,6 +7,7 @@ not know that the prompt was scored.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -21,10 +22,10 @@ from serve_app.translate import Call
 
 
 async def prompted(
-    gateway: Gateway, call: Call, table: Sequence[bytes], until: float, spend: Callable[[int], None]
+    gateway: Gateway, call: Call, table: Sequence[bytes], until: float, spend: Callable[[int], None] | None
 ) -> list[Prompted]:
     """The call's prompts as text, and their tokens where they shall be scored."""
-    ids = [await gateway.encode(call.model, request.prompt) for request in call.requests]
+    ids = await asyncio.gather(*(gateway.encode(call.model, request.prompt) for request in call.requests))
     texts = [
         request.prompt.text
         if isinstance(request.prompt, Text)
@@ -36,12 +37,10 @@ async def prompted(
     wanted = [(request, own) for request, own in zip(call.requests, ids, strict=True) if len(own) > 1]
     logprobs: dict[str, Sequence[tuple[float, tuple[tuple[int, float], ...]]]] = {}
     if wanted:
-        requests = [_replay(request, own, call.top or 0) for request, own in wanted]
-        # one after another would be as right; the engine batches them
-        for request in requests:
-            one = dataclasses.replace(call, requests=(request,), trace=False, n=1)
-            relay = await collect(Relay(gateway, one, until, spend))
-            logprobs[request.id] = relay.ended[0][0].logprobs
+        requests = tuple(_replay(request, own, call.top or 0) for request, own in wanted)
+        scoring = dataclasses.replace(call, requests=requests, trace=False, n=1)
+        relay = await collect(Relay(gateway, scoring, until, spend))  # all at once: the engine batches them
+        logprobs = {request.id: held[0].logprobs for request, held in zip(requests, relay.ended, strict=True)}
     return [
         Prompted(text, _scored(own, logprobs.get(f"{request.id}.prompt", ()), table))
         for request, own, text in zip(call.requests, ids, texts, strict=True)

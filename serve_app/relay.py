@@ -1,7 +1,7 @@
 """Between the gateway's streams and a response: several streams as one, a time limit, and a client that may leave.
 
-Law: whatever ends a response (the last outcome, an error, the time limit, a client that has gone, a cancelled task),
-every stream is closed, so its slots are free before the engine's next step.
+Law: whatever ends a response (the last outcome, an error, the time limit, a cancelled task, a client that has gone
+or does not read), every stream is closed, so its slots are free before the engine's next step.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from raydecode.events import Event, OutcomeEvent, TokenEvent
+from raydecode.request import Ids
 from serve_app.failures import ApiError, of_exception, of_fault
 from serve_app.fold import Piece, Sample
 from serve_app.gateway import Gateway, Stream
@@ -24,6 +25,10 @@ from serve_app.translate import Call
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
+SEND_S = 60.0
+"""Longest that a client may leave a chunk unread once the connection's buffers are full."""
+SIZE_S = 10.0
+"""Longest wait for the size of a prompt whose client has left."""
 
 
 class Shape(Protocol):
@@ -40,13 +45,15 @@ class Relay:
     """The streams of a call.
 
     until: the loop's time at which all must have ended
-    spend: told, at the end, how many tokens of prompts and texts there were
+    spend: told, at the end, how many tokens of prompts and texts there were, also when the client left before it
     """
 
-    def __init__(self, gateway: Gateway, call: Call, until: float, spend: Callable[[int], None]) -> None:
+    def __init__(self, gateway: Gateway, call: Call, until: float, spend: Callable[[int], None] | None) -> None:
         self._gateway, self._call, self._until, self._spend = gateway, call, until, spend
         self._streams: list[Stream] = []
         self._tokens = 0
+        self._begun: set[int] = set()  # prompts of which a token came
+        self._paid: set[int] = set()  # those whose size is in `_tokens`
         self._closed = False
         self.outcomes: list[dict[int, OutcomeEvent]] = [{} for _ in call.requests]
 
@@ -84,6 +91,7 @@ class Relay:
                     match event:
                         case TokenEvent():
                             self._tokens += 1
+                            self._begun.add(prompt)
                         case OutcomeEvent():
                             self._end(prompt, event)
                 yield prompt, events
@@ -91,7 +99,8 @@ class Relay:
             raise ApiError(503, "the engine ended before the text did", type="server_error", code="unavailable")
 
     def _end(self, prompt: int, outcome: OutcomeEvent) -> None:
-        if outcome.row.sample == 0:
+        if prompt not in self._paid:
+            self._paid.add(prompt)
             self._tokens += outcome.stats.prompt_tokens
         if outcome.reason in ("error", "cancelled"):
             raise of_fault(outcome.error, self._call.field)
@@ -134,9 +143,23 @@ class Relay:
         if self._closed:
             return
         self._closed = True
-        self._spend(self._tokens)
-        closing = asyncio.gather(*(stream.aclose() for stream in self._streams), return_exceptions=True)
-        await asyncio.shield(closing)
+        if self._spend is not None:
+            self._spend(self._tokens)
+        await asyncio.shield(asyncio.ensure_future(self._close()))
+
+    async def _close(self) -> None:
+        await asyncio.gather(*(stream.aclose() for stream in self._streams), return_exceptions=True)
+        if self._spend is not None and (unpaid := self._begun - self._paid):
+            sizes = await asyncio.gather(*map(self._size, unpaid), return_exceptions=True)
+            self._spend(sum(size for size in sizes if isinstance(size, int)))
+
+    async def _size(self, prompt: int) -> int:
+        """Tokens of a prompt that no outcome has told."""
+        given = self._call.requests[prompt].prompt
+        if isinstance(given, Ids):
+            return len(given.ids)
+        async with asyncio.timeout(SIZE_S):
+            return len(await self._gateway.encode(self._call.model, given))
 
 
 async def collect(relay: Relay) -> Relay:
@@ -228,14 +251,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect, OSError):
+            with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is one
                 await unless_gone(receive, self._send(send))
         finally:
             await self._rest.aclose()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async def sent(message: Message) -> None:
+            async with asyncio.timeout(SEND_S):
+                await send(message)
+
+        await sent({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await sent({"type": "http.response.body", "body": self._first, "more_body": True})
         async for piece in self._rest:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await sent({"type": "http.response.body", "body": piece, "more_body": True})
+        await sent({"type": "http.response.body", "body": b"", "more_body": False})

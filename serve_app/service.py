@@ -1,6 +1,7 @@
 """What all routes share: the gateway, the configuration, the keys; and the way every request takes through them.
 
-key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer; any exception -> OpenAI's error
+origin -> key -> body within its limits -> validated (FastAPI) -> route -> relay -> answer
+any exception -> OpenAI's error
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter, params
@@ -19,13 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from raydecode.config import ServeConfig, ServedModelConfig
-from raydecode.errors import UserError, nearest
 from raydecode.events import OutcomeEvent
-from serve_app import failures, limits
+from serve_app import failures, limits, origins
 from serve_app.answers import Told, fingerprint
 from serve_app.batches.desk import Desk
 from serve_app.failures import TIMEOUT, ApiError
-from serve_app.gateway import Gateway, Served
+from serve_app.gateway import Gateway, Served, no_model
 from serve_app.keys import Account, Keys
 from serve_app.observe.telling import Telling
 from serve_app.prompts import prompted, silent
@@ -48,29 +49,18 @@ class Service:
 
     def __post_init__(self) -> None:
         self.keys = Keys(self.config.keys, self.config.http.anonymous)
-        self._tables: dict[str, Sequence[bytes]] = {}
 
     # ------------------------------------------------------------------ models
     def model(self, name: str) -> ServedModelConfig:
         """What the configuration says of a model; UserError (`model`) for one that is not served."""
         found = self.config.model_named(name)
         if found is None:
-            names = [one.name for one in self.config.models]
-            raise UserError(
-                f"no model '{name[:100]}' is served here", field="model", value=name,
-                nearest=nearest(name[:100], names), hint=f"models: {', '.join(names)}",
-            )  # fmt: skip
+            raise no_model(name, [one.name for one in self.config.models])
         return found
 
     def served(self, name: str) -> Served:
         """What its replicas say of it."""
         return next((one for one in self.gateway.models() if one.name == name), Served(name))
-
-    async def table(self, model: str) -> Sequence[bytes]:
-        """Token id -> bytes, asked for once."""
-        if model not in self._tables:
-            self._tables[model] = await self.gateway.token_bytes(model)
-        return self._tables[model]
 
     # ------------------------------------------------------------------ a call from its requests to its response
     async def respond(self, request: Request, call: Call, id: str, shaped: Callable[[Told], Shape]) -> Response:
@@ -78,9 +68,7 @@ class Service:
         until = asyncio.get_running_loop().time() + self.config.limits.request_timeout_s
         account: Account = request.state.account
 
-        def spend(tokens: int) -> None:
-            self.keys.spend(account, tokens)
-
+        spend = self._spends(account)
         told = await unless_gone(request.receive, self._told(call, id, until, spend))
         shape = shaped(told)
         relay = Relay(self.gateway, call, until, spend)
@@ -97,10 +85,7 @@ class Service:
         self, call: Call, id: str, shaped: Callable[[Told], Shape], until: float, account: Account
     ) -> tuple[dict[str, Any], list[list[OutcomeEvent]]]:
         """A call without HTTP: its answer, and the outcomes behind it."""
-
-        def spend(tokens: int) -> None:
-            self.keys.spend(account, tokens)
-
+        spend = self._spends(account)
         told = await self._told(call, id, until, spend)
         shape = shaped(told)
         if not call.write:
@@ -108,12 +93,18 @@ class Service:
         relay = await collect(Relay(self.gateway, call, until, spend))
         return shape.answer(relay.ended, relay.migrations), relay.ended
 
-    async def _told(self, call: Call, id: str, until: float, spend: Callable[[int], None]) -> Told:
+    def _spends(self, account: Account) -> Callable[[int], None] | None:
+        """Charges tokens; None where nobody counts them."""
+        return partial(self.keys.spend, account) if account.counts else None
+
+    async def _told(self, call: Call, id: str, until: float, spend: Callable[[int], None] | None) -> Told:
         """What the answer needs to know before there is one."""
         shows = call.top is not None or call.trace or call.echo
-        table = await self.table(call.model) if shows else ()
-        prompts = await prompted(self.gateway, call, table, until, spend) if call.echo else ()
-        return Told(id, int(time.time()), call, fingerprint(self.served(call.model)), table, prompts)
+        async with asyncio.timeout_at(until):
+            table = await self.gateway.token_bytes(call.model) if shows else ()
+            prompts = await prompted(self.gateway, call, table, until, spend) if call.echo else ()
+        print_of = cache(lambda: fingerprint(self.served(call.model)))
+        return Told(id, int(time.time()), call, print_of, table, prompts)
 
     async def _first(self, request: Request, rest: AsyncGenerator[bytes, None]) -> bytes:
         """The first chunk, so that a request which cannot be served has a status code of its own."""
@@ -188,6 +179,7 @@ def guarded(service: Service) -> type[APIRoute]:
                 try:
                     peer = request.client.host if request.client else None
                     request.state.body = body
+                    origins.check(request.method, request.headers, service.config.http.cors_origins)
                     request.state.account, headers = service.keys.admit(request.headers, peer)
                     if takes_json:
                         request = Bounded(request.scope, request.receive)
@@ -222,6 +214,3 @@ class Bounded(Request):
         self._json = limits.parse(self._body, config.limits)
         if not isinstance(self._json, dict):
             raise ApiError(400, "the body must be a JSON object", code="invalid_body")
-
-
-Handler = Callable[..., Awaitable[Response]]

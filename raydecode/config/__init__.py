@@ -34,6 +34,7 @@ from raydecode.config.serve import (
     ServedModelConfig,
     ServeLimitsConfig,
     TracingConfig,
+    deployment_name,
 )
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "TracingConfig",
     "check_serve",
     "decoding_json",
+    "deployment_name",
     "load_job",
     "load_serve",
     "parse_decoding",

@@ -8,6 +8,7 @@ The file is either these sections, or Ray Serve's own config file with them as `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -267,6 +268,16 @@ class ServeConfig(Section):
             for i, name in enumerate(names):
                 if name in names[:i]:
                     raise UserError("this name is taken", field=f"{field}[{i}].name", value=name)
+        held: dict[str, str] = {}
+        for i, model in enumerate(self.models):
+            other = held.setdefault(deployment_name(model.name), model.name)
+            if other != model.name:
+                raise UserError(
+                    f"its deployment on Ray Serve would have the name of that of '{other}', "
+                    f"{deployment_name(other)}",
+                    field=f"models[{i}].name", value=model.name,
+                    hint="names differ in more than characters that are no letter, digit, '.', '_' or '-'",
+                )  # fmt: skip
         if not (self.keys or self.http.loopback or self.http.anonymous):
             raise UserError(
                 "a server that others can reach needs keys", field="http.host", value=self.http.host,
@@ -286,6 +297,11 @@ class ServeConfig(Section):
     def locate(self, error: UserError) -> UserError:
         """The error with the place of its field in the file."""
         return located(error, self._lines)
+
+
+def deployment_name(model: str) -> str:
+    """What Ray Serve, its logs and its metrics call the replicas of a model."""
+    return "model-" + re.sub(r"[^A-Za-z0-9_.-]", "-", model)
 
 
 def _model(value: Any, where: str) -> ServedModelConfig:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raydecode.events import OutcomeEvent
 
 HEADER = "x-request-id"
-_DECENT = re.compile(r"[\w.:/780=-]{1,128}", re.ASCII)
+_DECENT = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 @dataclass(slots=True)

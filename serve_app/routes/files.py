@@ -17,8 +17,8 @@ from starlette.types import Message, Receive
 from raydecode.errors import nearest
 from serve_app.batches.desk import Desk
 from serve_app.batches.files import CHUNK, StoredFile, TooLarge, Unwritable
-from serve_app.failures import SERVER, ApiError
-from serve_app.service import Service
+from serve_app.failures import SERVER, TIMEOUT, ApiError
+from serve_app.service import BODY_S, Service
 
 log = logging.getLogger("raydecode.serve")
 
@@ -56,7 +56,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/files", summary="Upload a file for a batch", response_model=None, openapi_extra=_FORM)
     async def create(request: Request) -> JSONResponse:
         store = desk(service)
-        form = await _form(request, file_bytes)
+        form = await _form(request, file_bytes, service.config.limits.request_timeout_s)
         try:
             upload, expires_after_s = _checked(form)
             try:
@@ -173,8 +173,8 @@ def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str
     }
 
 
-async def _form(request: Request, most: int) -> FormData:
-    """The form, whose body is read no further than it may be long."""
+async def _form(request: Request, most: int, most_s: float) -> FormData:
+    """The form, whose body is read no further than it may be long, and no longer than it may take."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "needs multipart/form-data with the fields `file` and `purpose`", param="file")
     length = request.headers.get("content-length", "")
@@ -182,7 +182,10 @@ async def _form(request: Request, most: int) -> FormData:
         raise _too_large(most)
     bounded = Request(request.scope, _bounded(request.receive, most))
     try:
-        return await bounded.form(max_files=1, max_fields=len(_FIELDS) + 4, max_part_size=SLACK)
+        async with asyncio.timeout(most_s):
+            return await bounded.form(max_files=1, max_fields=len(_FIELDS) + 4, max_part_size=SLACK)
+    except TimeoutError:  # an OSError, too
+        raise _too_slow(f"the file did not come within {most_s:g} s (limits.request_timeout_s)") from None
     except OSError as error:  # the spool's disk
         raise unwritable(Unwritable("the spool folder", error)) from error
 
@@ -192,7 +195,11 @@ def _bounded(receive: Receive, most: int) -> Receive:
 
     async def bounded() -> Message:
         nonlocal size
-        message = await receive()
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(f"nothing of the file came for {BODY_S:g} s") from None
         size += len(message.get("body", b""))
         if size > most + SLACK:
             raise _too_large(most)
@@ -243,6 +250,10 @@ def _pieces(upload: UploadFile) -> Iterator[bytes]:
 
 def _name(given: str | None) -> str:
     return os.path.basename((given or "").replace("\\", "/"))[:255] or "upload"
+
+
+def _too_slow(said: str) -> ApiError:
+    return ApiError(408, said, type=TIMEOUT, param="file", code="timeout")
 
 
 def _too_large(most: int) -> ApiError:

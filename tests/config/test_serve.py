@@ -118,6 +118,7 @@ def test_overrides(overrides, read):
         ("models: [{model: toy, scaling: {min: 2}}]", "models[0].scaling.max", "below min"),
         ("models: [{model: toy, decoding: {sampler: top_q}}]", "models[0].decoding.sampler", "no sampler"),
         ("models: [{model: toy, engine: {slots: 0}}]", "models[0].engine.slots", "greater than or equal"),
+        ("models: [{model: toy, name: org/a}, {model: toy, name: org-a}]", "models[1].name", "of 'org/a'"),
         (SMALL + "http: {host: 0.0.0.0}", "http.host", "needs keys"),
         (SMALL + "http: {tls_certfile: a.pem}", "http.tls_keyfile", "certificate and key"),
         (SMALL + "keys: [{name: a, sha256: abc}]", "keys[0].sha256", "match"),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from raydecode.config import ReplicaConfig, ScalingConfig, parse_serve
-from serve_app.deploy import deployment_name, resources, scaling
+from raydecode.config import ReplicaConfig, ScalingConfig, deployment_name, parse_serve
+from serve_app.deploy import resources, scaling
 
 
 def model(**sections):

@@ -48,7 +48,9 @@ def test_without_keys_this_machine_alone_is_served() -> None:
         assert one.admit({"host": host}, "127.0.0.1")[0].name == ""
     assert refused(one, LOCAL, "10.0.0.7").code == "no_keys"
     assert refused(one, {"host": "evil.example:8000"}).status == 401  # a name that was bent to this address
-    assert refused(one, {**LOCAL, "x-forwarded-for": "8.8.8.8"}).status == 401
+    for proxied in ("x-forwarded-for", "X-Forwarded-Proto", "forwarded", "via", "x-real-ip"):
+        assert refused(one, {**LOCAL, proxied: "8.8.8.8"}).status == 401
+    assert refused(one, LOCAL, None).status == 401
     assert Keys(anonymous=True).admit({}, "10.0.0.7")
 
 
@@ -77,6 +79,20 @@ def test_tokens_count_by_the_day() -> None:
     assert error.headers["Retry-After"] == str(86_400 - 1000)
     clock.now += 86_400
     one.admit(header, None)
+
+
+def test_tokens_count_by_the_minute() -> None:
+    clock = Clock()
+    one, header = keys(clock, tokens_per_minute=60, tokens_per_day=1000)
+    account, left = one.admit(header, None)
+    assert (left["x-ratelimit-limit-tokens"], left["x-ratelimit-remaining-tokens"]) == ("60", "60")
+    one.spend(account, 90)
+    assert account.used_up(clock.now)
+    error = refused(one, header)
+    assert (error.status, error.code, error.headers["Retry-After"]) == (429, "rate_limit_exceeded", "31")
+    clock.now += 31
+    assert one.admit(header, None)[1]["x-ratelimit-remaining-tokens"] == "1"
+    assert not account.used_up(clock.now)
 
 
 def test_the_command_line_makes_a_key() -> None:

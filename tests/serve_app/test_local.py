@@ -5,10 +5,12 @@ import asyncio
 import pytest
 
 from raydecode.config import parse_serve
+from raydecode.engine.toy import ToyEngine
 from raydecode.errors import UserError
 from raydecode.events import OutcomeEvent
 from raydecode.request import DecodingSpec, Request, Text
 from serve_app.gateway import Unavailable
+from serve_app.live import EngineDied
 from serve_app.local import LocalGateway
 
 TWO = """
@@ -43,3 +45,33 @@ def test_two_models():
         assert not await gateway.ready()
 
     asyncio.run(scenario())
+
+
+class Broken(ToyEngine):
+    """Steps until told to break."""
+
+    breaks = False
+
+    def step(self):
+        if self.breaks:
+            raise RuntimeError("a secret prompt")
+        return super().step()
+
+
+def test_what_ended_an_engine_is_in_the_log_and_not_in_answers(caplog):
+    async def scenario():
+        config = parse_serve("models: [{name: m, model: toy, engine: {name: toy, slots: 2}}]")
+        async with LocalGateway(config, {"m": lambda: Broken(slots=2, stream=True)}) as gateway:
+            gateway.engines["m"].engine.breaks = True
+            stream = await gateway.open("m", Request("r", "r", Text("ab")))
+            with pytest.raises(EngineDied):
+                _ = [events async for events in stream]
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="has ended; the server's log") as caught:
+                    await gateway.open("m", Request("r", "r", Text("ab")))
+            return str(caught.value)
+
+    said = asyncio.run(scenario())
+    assert "secret" not in said + caplog.text
+    assert caplog.text.count("has ended") == 1
+    assert "test_local.py" in caplog.text

@@ -7,7 +7,8 @@ import contextlib
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,10 +17,14 @@ import pytest
 from raydecode.config import check_serve
 from raydecode.events import Event, Fault, OutcomeEvent, TextEvent, TokenEvent
 from raydecode.request import Prompt, Request, RowId
+from serve_app import translate
+from serve_app.bodies import CompletionBody
 from serve_app.gateway import Overloaded, Served, Unavailable
 from serve_app.ingress import create_app
+from serve_app.relay import EventStream, Relay
 from tests.serve_app.server import Server, events, until
 
+HOURS = 7200.0
 LONG = {"model": "slow", "prompt": "ab", "max_tokens": 2000, "seed": 1}
 
 
@@ -84,6 +89,8 @@ def test_a_trace_shows_tokens_and_steps(server: Server) -> None:
 
 def test_request_ids_come_back(server: Server) -> None:
     assert server.http.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    encoded = "a+b/c=="
+    assert server.http.get("/healthz", headers={"x-request-id": encoded}).headers["x-request-id"] == encoded
     made = [
         server.http.get("/v1/models", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("", "a b\tc")
     ]
@@ -94,8 +101,25 @@ def test_request_ids_come_back(server: Server) -> None:
 
 
 # ---------------------------------------------------------------------- a gateway that does what a test wants
+class Skipping(asyncio.SelectorEventLoop):
+    """Its time can be put forward, so that a limit is reached without waiting and never by a slow machine."""
+
+    skipped = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.skipped
+
+
+async def hours(seconds: float = HOURS) -> None:
+    """Pass, at once, until a limit says that it is enough."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, Skipping)
+    loop.skipped += seconds
+    await asyncio.Event().wait()
+
+
 class Script:
-    """A stream of given lists of events; exceptions are raised, numbers are seconds to wait."""
+    """A stream of given lists of events; exceptions are raised, numbers are seconds that pass at once."""
 
     migrations = 0
 
@@ -111,7 +135,7 @@ class Script:
             if isinstance(item, Exception):
                 raise item
             if isinstance(item, float):
-                await asyncio.sleep(item)
+                await hours(item)
             else:
                 yield [event(RowId(self._id)) for event in item]
 
@@ -125,17 +149,21 @@ class Scripted:
     def __init__(self, script: Sequence[Any] | Exception) -> None:
         self._script = script
         self.streams: list[Script] = []
+        self.engine, self.slow = "", False
 
     def models(self) -> Sequence[Served]:
-        return [Served("m")]
+        return [Served("m", engine=self.engine)]
 
     async def open(self, model: str, request: Request, *, lane: str = "interactive", steps: bool = False) -> Script:
         if isinstance(self._script, Exception):
             raise self._script
+        self.engine = "toy"
         self.streams.append(Script(request, self._script))
         return self.streams[-1]
 
     async def token_bytes(self, model: str) -> Sequence[bytes]:
+        if self.slow:
+            await hours()
         return [b"a"]
 
     async def encode(self, model: str, prompt: Prompt) -> list[int]:
@@ -145,9 +173,9 @@ class Scripted:
         return False
 
 
-def asked(gateway: Scripted, timeout_s: float = 30.0, **body: Any) -> httpx.Response:
+def asked(gateway: Scripted, **body: Any) -> httpx.Response:
     """A completion in this process."""
-    config = check_serve({"models": [{"name": "m", "model": "toy"}], "limits": {"request_timeout_s": timeout_s}})
+    config = check_serve({"models": [{"name": "m", "model": "toy"}]})
     app = create_app(gateway, config)  # type: ignore[arg-type]
 
     async def post() -> httpx.Response:
@@ -155,7 +183,8 @@ def asked(gateway: Scripted, timeout_s: float = 30.0, **body: Any) -> httpx.Resp
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/completions", json={"model": "m", "prompt": "a", **body})
 
-    response = asyncio.run(post())
+    with asyncio.Runner(loop_factory=Skipping) as runner:
+        response = runner.run(post())
     assert all(stream.closed for stream in gateway.streams)
     return response
 
@@ -183,7 +212,7 @@ FAULTS: list[tuple[Any, int, str | None]] = [
     ([ValueError(SECRET)], 500, "internal_error"),
     (Overloaded("full", 2.3), 429, "overloaded"),
     (Unavailable("starting"), 503, "unavailable"),
-    ([5.0], 504, "timeout"),
+    ([HOURS], 504, "timeout"),
 ]
 
 
@@ -192,7 +221,7 @@ FAULTS: list[tuple[Any, int, str | None]] = [
 def test_a_fault_before_the_first_chunk_has_a_status(
     script: Any, status: int, code: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    response = asked(Scripted(script), timeout_s=0.2, stream=stream)
+    response = asked(Scripted(script), stream=stream)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code)
     assert set(error) == {"message", "type", "param", "code"}
@@ -209,12 +238,12 @@ def test_a_fault_before_the_first_chunk_has_a_status(
         ([outcome("error", Fault("sampler", "Oops", "x"))], "oops"),
         (ValueError(SECRET), "internal_error"),
         (Unavailable("gone"), "unavailable"),
-        (5.0, "timeout"),
+        (HOURS, "timeout"),
     ],
     ids=str,
 )
 def test_a_fault_after_it_is_the_streams_last_event(after: Any, code: str) -> None:
-    response = asked(Scripted([[token(0), text(b"a")], after]), timeout_s=0.3, stream=True)
+    response = asked(Scripted([[token(0), text(b"a")], after]), stream=True)
     assert response.status_code == 200
     assert "[DONE]" not in response.text
     assert SECRET not in response.text
@@ -227,6 +256,141 @@ def test_a_stream_that_ends_well_says_done() -> None:
     response = asked(Scripted([[token(0)], [text(b"a")], [outcome("eos")]]), stream=True)
     assert response.text.endswith("data: [DONE]\n\n")
     assert json.loads(response.text.split("\n\n")[-3][6:])["choices"][0]["finish_reason"] == "stop"
+
+
+def test_what_comes_before_the_text_has_the_time_limit_too() -> None:
+    gateway = Scripted([])
+    gateway.slow = True
+    response = asked(gateway, logprobs=1)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_the_fingerprint_is_that_of_the_replica_that_answered() -> None:
+    script = [[token(0)], [text(b"a")], [outcome("eos")]]
+    first, second = Scripted(script), Scripted(script)
+    second.engine = "toy"  # has said so before
+    whole = [asked(one).json()["system_fingerprint"] for one in (first, second)]
+    first.engine = ""
+    streamed = {chunk["system_fingerprint"] for chunk in events(asked(first, stream=True).text)}
+    assert whole[0] == whole[1]
+    assert streamed == {whole[0]}
+
+
+def test_a_client_that_does_not_read_has_left() -> None:
+    closed = []
+
+    async def rest() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: 1\n\n"
+        finally:
+            closed.append(True)
+
+    async def send(message: Any) -> None:
+        if message.get("body") == b"data: 1\n\n":
+            await hours()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        async with asyncio.timeout(10 * HOURS):
+            await EventStream(b"data: 0\n\n", rest())({"type": "http"}, receive, send)
+
+    with asyncio.Runner(loop_factory=Skipping) as runner:
+        runner.run(scenario())
+    assert closed
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a"}, {"prompt": [0]}], ids=["text", "ids"])
+def test_who_leaves_early_pays_for_the_prompt(body: Any) -> None:
+    spent: list[int] = []
+    config = check_serve({"models": [{"name": "m", "model": "toy"}]})
+    gateway = Scripted([[token(0)], [outcome("eos")]])
+    made = CompletionBody.model_validate({"model": "m", **body})
+    call = translate.completion(made, config.models[0], "id", 1)
+
+    async def scenario() -> None:
+        relay = Relay(gateway, call, asyncio.get_running_loop().time() + 60, spent.append)  # type: ignore[arg-type]
+        await relay.open()
+        async with contextlib.aclosing(relay.events()) as found:
+            async for _ in found:
+                break
+        await relay.aclose()
+
+    asyncio.run(scenario())
+    assert sum(spent) == 2  # the token, and the prompt's only one
+
+
+def test_an_upload_has_a_time_limit(tmp_path: Path) -> None:
+    config = check_serve({"models": [{"name": "m", "model": "toy"}], "batches": {"path": str(tmp_path)}})
+    app = create_app(Scripted([]), config)  # type: ignore[arg-type]
+
+    async def never() -> AsyncGenerator[bytes, None]:
+        yield b"--x\r\n"
+        await hours()
+
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            head = {"content-type": "multipart/form-data; boundary=x"}
+            return await client.post("/v1/files", content=never(), headers=head)
+
+    with asyncio.Runner(loop_factory=Skipping) as runner:
+        response = runner.run(post())
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://localhost:3000", "sec-fetch-site": "same-site"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "https://a.example", "sec-fetch-site": "cross-site"}, 404),
+        ({"origin": "http://localhost", "sec-fetch-site": "same-origin"}, 404),
+        ({"origin": "http://localhost"}, 404),
+        ({}, 404),
+    ],
+    ids=str,
+)
+def test_pages_of_other_origins_change_nothing(headers: dict[str, str], status: int) -> None:
+    sections = {"models": [{"name": "m", "model": "toy"}], "http": {"cors_origins": ["https://a.example"]}}
+    app = create_app(Scripted([]), check_serve(sections))  # type: ignore[arg-type]
+
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            upload = client.post("/v1/files", files={"file": b"{}"}, data={"purpose": "batch"}, headers=headers)
+            return [await upload, await client.post("/v1/batches/b/cancel", headers=headers)]
+
+    for response in asyncio.run(send()):
+        assert response.status_code == status
+        assert response.json()["error"]["code"] == ("foreign_origin" if status == 403 else "batches_off")
+
+
+def test_models_are_asked_once_however_many_want_to_know() -> None:
+    class Counting(Scripted):
+        asked = 0
+
+        async def ready(self) -> bool:
+            self.asked += 1
+            return True
+
+    gateway = Counting([])
+    app = create_app(gateway, check_serve({"models": [{"name": "m", "model": "toy"}]}))  # type: ignore[arg-type]
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            await asyncio.gather(*(client.get("/readyz") for _ in range(5)))
+            assert gateway.asked == 1
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, Skipping)
+            loop.skipped += 2
+            assert (await client.get("/readyz")).status_code == 200
+
+    with asyncio.Runner(loop_factory=Skipping) as runner:
+        runner.run(ask())
+    assert gateway.asked == 2
 
 
 def test_addresses_that_are_not_there_and_ways_that_do_not_go(server: Server) -> None:
