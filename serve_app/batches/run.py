@@ -82,7 +82,10 @@ class Run:
     def __call__(self) -> None:
         """Raises what kept it from going on: UserError when another server has this batch, JobError and OSError of the
         storage."""
-        if self.batch.finalizing is None:
+        now = self._batches.get(self.batch.id)  # another server may have come first since this one looked
+        if now is None or now.ended is not None:
+            return None
+        if now.finalizing is None:
             if self._files.get(self.batch.created["input_file_id"], expired=True) is None:
                 return self._fail("file_not_found", "the input file is gone", param="input_file_id")
             try:
@@ -155,16 +158,24 @@ class Run:
         )  # fmt: skip
 
     def _finalize(self) -> None:
+        """Any number of servers may do this at once: names and contents are the same, the first records hold."""
         now = self._batches.get(self.batch.id)
         assert now is not None
         assert now.finalizing is not None
+        if self._over():
+            return
         said, rows = now.finalizing, open_storage(self._batches.rows(self.batch.id))
         ids = {False: said["output_file_id"], True: said["error_file_id"]}
         expires = now.created.get("output_expires_after_s") or self._settings.keep_s
-        tally, output, errors = results.write(
-            self._files, self.batch.id, self._path, rows, said["why"], ids=ids, owner=now.created["owner"],
-            at=said["at"], expires_after_s=expires,
-        )  # fmt: skip
+        try:
+            tally, output, errors = results.write(
+                self._files, self.batch.id, self._path, rows, said["why"], ids=ids, owner=now.created["owner"],
+                at=said["at"], expires_after_s=expires, over=self._over,
+            )  # fmt: skip
+        except Exception:
+            if self._over():  # rows went while they were read: the other's files have them
+                return
+            raise
         self._batches.put(
             self.batch.id, "ended", status=said["why"], output_file_id=output, error_file_id=errors,
             counts=tally.counts(), usage=tally.usage_json(),
@@ -173,6 +184,10 @@ class Run:
             with contextlib.suppress(OSError):  # the results have them
                 for path in rows.list(""):
                     rows.remove(path)
+
+    def _over(self) -> bool:
+        now = self._batches.get(self.batch.id)
+        return now is None or now.ended is not None
 
     def _fail(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
         errors = [{"code": code, "message": message, "line": line, "param": param}]

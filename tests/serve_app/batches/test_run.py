@@ -9,9 +9,12 @@ import pytest
 
 from raydecode.corpus.storage import open_storage
 from raydecode.corpus.verify import verify
+from serve_app.batches import results
+from serve_app.batches.files import FileStore
 from serve_app.batches.proxy import Answered
-from serve_app.batches.run import Settings
-from tests.serve_app.batches.local import QUICK, Service, echo, line, response, running
+from serve_app.batches.records import BatchStore
+from serve_app.batches.run import Run, Settings
+from tests.serve_app.batches.local import QUICK, Service, echo, line, looping, response, running
 
 
 def test_every_line_has_its_answer_in_the_order_of_the_file(tmp_path):
@@ -218,6 +221,42 @@ def test_a_crash_between_the_results_and_the_end_makes_the_same_files(tmp_path, 
     assert {file.id for file in again.files.all()} == files
     assert {said["output_file_id"], said["error_file_id"]} < files
     assert said["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+
+
+def test_two_servers_that_write_the_results_at_once_end_with_one_set(tmp_path, monkeypatch):
+    """The second reads its rows when the first has ended the batch and cleared them away."""
+    service, other = Service(tmp_path), Service(tmp_path)
+    id = service.create("\n".join(line(f"r{i}", f"p{i}") for i in range(5)))
+    put = service.batches.put
+
+    def dies(batch, kind, **said):
+        if kind == "finalizing":
+            put(batch, kind, **said)
+            raise SystemExit("killed")
+        return put(batch, kind, **said)
+
+    monkeypatch.setattr(service.batches, "put", dies)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with running(service):
+        service.until(id, lambda batch: batch.finalizing is not None)
+    inner, batch = results.result_lines, other.batches.get(id)
+
+    def late(*args):
+        monkeypatch.setattr(results, "result_lines", inner)
+        with looping() as loop:
+            Run(batch, FileStore(str(tmp_path)), BatchStore(str(tmp_path)), echo, loop, QUICK)()
+        assert not list((tmp_path / "rows").rglob("*.parquet"))
+        return inner(*args)
+
+    monkeypatch.setattr(results, "result_lines", late)
+    with looping() as loop:
+        Run(batch, other.files, other.batches, echo, loop, QUICK)()
+    said = other.batches.get(id)
+    assert said.to_json()["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert {one["response"]["body"]["said"] for one in other.results(said).values()} == {f"p{i}" for i in range(5)}
+    found = {file.id for file in other.files.all()}
+    assert found == {said.created["input_file_id"], said.ended["output_file_id"]}, "no file of lines without an answer"
+    assert len(other.files.storage.list("content")) == 2
 
 
 def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path, monkeypatch):
