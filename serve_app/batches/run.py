@@ -71,6 +71,7 @@ class Run:
         self._lock = threading.Lock()
         self._why: str | None = None
         self._ledger: LedgerActor | None = None
+        self._proxy: GatewayEngine | None = None
 
     def end(self, why: str) -> None:
         """Let go of what runs and keep what is finished. why: one of ENDS."""
@@ -78,6 +79,8 @@ class Run:
             self._why = self._why or why
             if self._ledger is not None:
                 self._ledger.end(self._why)
+            if self._proxy is not None:
+                self._proxy.close()
 
     def __call__(self) -> None:
         """Raises what kept it from going on: UserError when another server has this batch, JobError and OSError of the
@@ -129,14 +132,14 @@ class Run:
         )  # fmt: skip
         try:
             with self._lock:
-                self._ledger = ledger
+                self._ledger, self._proxy = ledger, proxy
                 if self._why is not None:
                     ledger.end(self._why)
             ledger.introduce(worker.start())
             reason = worker.run()
         finally:
             with self._lock:
-                self._ledger = None
+                self._ledger = self._proxy = None
             proxy.close()
             worker.close()
             with contextlib.suppress(Exception):  # fenced, or a dead storage: nothing to close

@@ -85,7 +85,7 @@ def test_two_that_make_one_file_at_once_end_with_one(tmp_path, url):
         inside["made"] = second.create([b"one", b"two"], filename="a", purpose="batch_output", id=id, at=5)
         yield b"two"
 
-    assert first.create(chunks(), filename="a", purpose="batch_output", id=id, at=5) == inside["made"]
+    assert first.create(chunks(), filename="loser", purpose="batch_output", id=id, at=5) == inside["made"]
     for store in (first, second, FileStore(url)):
         assert b"".join(store.read(id)) == b"onetwo"
     assert len(first.storage.list("content")) == 1, "the loser's bytes are gone"
