@@ -50,13 +50,15 @@ AnswerOf = Callable[[Batch, Line], Awaitable[Answered]]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """slots: lines of a batch that are asked at once;  lines: most of a file;  flush_s: between commits;
-    keep_rows: the Parquet rows and the log stay behind the end;  keep_s: how long files stay"""
+    keep_rows: the Parquet rows and the log stay behind the end;  keep_s: how long files stay;
+    body_bytes: most of a line's body"""
 
     slots: int = 64
     lines: int = 50_000
     flush_s: float = 10.0
     keep_rows: bool = False
     keep_s: int | None = None
+    body_bytes: int | None = None
 
 
 class Run:
@@ -120,7 +122,7 @@ class Run:
         files = discover(self._path, format="text", known=state.inputs, done=state.done)
         schema = schema_from_text(state.schema) if state.schema else None
         corpus = open_corpus(files, root=storage.url, schema=schema)
-        ready = Ready(self.batch.created["endpoint"], found.repeats)
+        ready = Ready(self.batch.created["endpoint"], found.repeats, self._settings.body_bytes)
         proxy = GatewayEngine(self.batch.created["endpoint"], partial(self._answer, self.batch), self._loop)
         ledger = LedgerActor(storage.url, corpus, partial(_blocks, ready), _units, PATIENT, exit=_stay)
         opened = ledger.open(

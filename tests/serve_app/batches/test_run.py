@@ -67,6 +67,16 @@ def test_bytes_that_are_no_text_are_error_lines(tmp_path):
     assert said["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
 
 
+def test_a_body_that_is_too_large_is_an_error_line(tmp_path):
+    service = Service(tmp_path)
+    id = service.create("\n".join([line("a"), line("b", "x" * 20_000)]))
+    with running(service, settings=Settings(slots=4, flush_s=0.05, body_bytes=10_000)):
+        batch = service.until(id)
+    lines = service.results(batch)
+    assert lines["a"]["response"]["status_code"] == 200
+    assert lines["b"]["error"] == {"code": "body_too_large", "message": "line 2: the body is larger than 10,000 bytes"}
+
+
 def test_an_answer_that_is_an_error_keeps_its_body(tmp_path):
     async def refuse(batch, asked):
         if asked.body["prompt"] == "bad":
@@ -281,6 +291,24 @@ def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path, monk
         runner.poke()
         said = service.until(id).to_json()
     assert said["request_counts"] == {"total": 10, "completed": 10, "failed": 0}
+
+
+def test_the_log_quotes_nothing_of_an_unforeseen_error(tmp_path, monkeypatch, caplog):
+    def fails(self, found):
+        raise ValueError("a secret prompt")
+
+    monkeypatch.setattr(Run, "_generate", fails)
+    monkeypatch.setattr("serve_app.batches.runner.AGAIN_S", 0.0)
+    monkeypatch.setattr("serve_app.batches.runner.POLL_S", 0.05)
+    service = Service(tmp_path)
+    id = service.create(line("a"))
+    with running(service):
+        said = service.until(id).to_json()
+    assert said["status"] == "failed"
+    assert f"{id} failed, 5 of 5 times" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "in fails" in caplog.text
+    assert "secret" not in caplog.text.replace('raise ValueError("a secret prompt")', "")
 
 
 def test_the_rows_are_an_output_that_verify_reads(tmp_path):
