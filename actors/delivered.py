@@ -22,6 +22,7 @@ from raydecode.request import Request
 
 class Delivered:
     """ids: of each sample, as its reader has them; over: samples whose outcome the reader has; runs: begun so far
+    diverged: a token came otherwise than the one delivered, so the engine may still run a sample that is over
 
     A step's events are taken as one: the bytes that a reader has are then those that could be shown behind its ids.
     """
@@ -32,6 +33,7 @@ class Delivered:
         self.ids = [list(request.resumed(sample)) for sample in range(self._n)]
         self.over: set[int] = set()
         self.runs = 0
+        self.diverged = False
         self._shown = [0] * self._n  # bytes of text events that the reader has
         self._at = [0] * self._n  # where this run's next text event begins
         self._from = [0] * self._n  # output index from which on steps are news
@@ -98,4 +100,5 @@ class Delivered:
         was = f"{ids[event.t]} was sent" if event.t < len(ids) else f"only {len(ids)} were sent"
         message = f"output token {event.t} is {event.token} now and {was} before: the stream cannot go on exactly"
         self.over.add(event.row.sample)
+        self.diverged = True
         return OutcomeEvent(event.row, "error", tuple(ids), b"", Fault("engine", "Diverged", message))

@@ -154,6 +154,8 @@ class Lanes(EngineThread):
                     self.tokens += 1
                 case OutcomeEvent():
                     self._freed(held)
+            if held.had.done and held.inside:  # it diverged: nobody reads what else comes
+                self._leave_engine(held)
         if out:
             self._sink(out)
 

@@ -70,8 +70,8 @@ def lifespan(service: Service, gateway: Gateway, runs: bool) -> Callable[[FastAP
         pushing = asyncio.create_task(service.telling.pushing())
         try:
             if runs and service.desk is not None:
-                metrics = service.telling.metrics
-                async with service.desk.running(answering(service, gateway), metrics.batches):
+                told, most = service.telling.metrics.batches, service.config.limits.body_bytes
+                async with service.desk.running(answering(service, gateway), told, most):
                     yield
             else:
                 yield

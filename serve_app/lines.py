@@ -1,8 +1,8 @@
 """How events come from a replica: over one connection for all of its streams, a frame per step.
 
-Ray Serve's streaming calls cost about a millisecond of two processes per item, which is per stream and token; a step of
-thirty-two rows would pay it thirty-two times. So a request is an ordinary call of Ray Serve (which routes, counts and
-cancels it), and its events take this way:
+Ray Serve's streaming calls cost 1.75 ms of CPU per item, in two processes, which is per stream and token; this way it
+is 0.13 (docs/log.md). So a request is an ordinary call of Ray Serve (which routes, counts and cancels it), and its
+events take this way:
 
     gateway   Desk: listens, and has a number and a reader for each open request
     replica   Lines: a connection to each desk that ever called; `put(number, item)`, one frame for all of a turn's
@@ -29,6 +29,7 @@ from typing import Any
 SECRET_BYTES = 32
 HANDSHAKE_S = 10.0
 LARGEST = 1 << 30
+"""Bytes of a frame; a connection that announces more is none of ours."""
 _SIZE = struct.Struct("!I")
 
 
@@ -51,6 +52,7 @@ class Desk:
     def __init__(self, host: str) -> None:
         self._host, self._secret = host, secrets.token_bytes(SECRET_BYTES)
         self._readers: dict[int, Reader] = {}
+        self._over: dict[int, asyncio.Task[None]] = {}  # the connection by which a stream's items come
         self._next = 0
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -76,12 +78,12 @@ class Desk:
 
     def forget(self, number: int) -> None:
         self._readers.pop(number, None)
+        self._over.pop(number, None)
 
     async def _accept(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open[task] = sink
-        seen: set[int] = set()
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 shown = await source.readexactly(SECRET_BYTES)
@@ -89,20 +91,21 @@ class Desk:
                 return
             while True:
                 (size,) = _SIZE.unpack(await source.readexactly(_SIZE.size))
+                if size > LARGEST:
+                    return
                 for number, item in pickle.loads(await source.readexactly(size)):
                     reader = self._readers.get(number)
                     if reader is not None:
-                        seen.add(number)
+                        self._over[number] = task
                         reader(item)
         except (asyncio.IncompleteReadError, TimeoutError, OSError):
             pass
         finally:
             del self._open[task]
             sink.close()
-            for number in seen:
-                reader = self._readers.get(number)
-                if reader is not None:
-                    reader(None)
+            for number in [number for number, one in self._over.items() if one is task]:
+                del self._over[number]
+                self._readers[number](None)
 
 
 class Line:

@@ -148,8 +148,9 @@ class LiveEngine:
             raise Unavailable("this replica is draining")
         if request.id in self._streams:
             raise UserError("this id is in use", field="id", value=request.id, hint="ids of running requests differ")
-        waiting = self._lanes.waiting(lane)
-        if waiting >= self.queue:
+        waiting, held = self._lanes.waiting(lane), self._lanes.running("interactive")
+        held += self._lanes.running("batch") if lane == "batch" else 0
+        if waiting >= self.queue + max(0, self.slots - held):  # those that the next step takes wait for nothing
             most = f"{waiting} requests wait for one of {self.slots} slots, no more may"
             raise Overloaded(most, min(LONGEST_WAIT_S, max(1.0, self._took * waiting / self.slots)))
         stream = LiveStream(self, request, steps, out)

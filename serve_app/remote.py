@@ -22,7 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from actors.delivered import Delivered
 from raydecode.config import ServeConfig
-from raydecode.errors import RaydecodeError
+from raydecode.errors import RaydecodeError, UserError
 from raydecode.events import Event
 from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Overloaded, Served, Unavailable
@@ -145,7 +145,7 @@ class RemoteStream:
                 continue
             news = self._had.take(events)
             if self._had.done:
-                self._leave(cancel=False)
+                self._leave(cancel=self._had.diverged)
             elif self._had.refused:  # this replica cannot go on from ids
                 await self.begin()
             if news:
@@ -157,17 +157,19 @@ class RemoteStream:
         request, pause, patience = self._had.begin(), PAUSE_S, self._gateway.patience_s
         try:
             async with asyncio.timeout(patience):
-                while True:
+                while not self._closed:
                     self._leave(cancel=True)
                     self._run = await self._gateway.run(self._model, request, self._lane, self._steps)
                     try:
                         self._gateway.known[self._model] = await self._run.taken()
-                        return
+                        if not self._closed:
+                            return
                     except _Gone as gone:
                         if gone.taken:
                             self._count(gone)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
+                self._leave(cancel=True)
         except TimeoutError:
             self._leave(cancel=True)
             raise Unavailable(f"no replica of '{self._model}' took the request within {patience:g} s") from None
@@ -303,6 +305,8 @@ def _said(error: BaseException, taken: bool) -> Exception:
             return _Gone(str(cause), taken=False)
         if isinstance(cause, OSError):  # it cannot reach this process any more, or could not
             return _Gone(str(cause), taken=taken)
+        if isinstance(cause, UserError) and cause.field == "id":  # the run before has not ended there yet
+            return _Gone(str(cause), taken=False)
         return cause if isinstance(cause, RaydecodeError) else error
     if isinstance(error, RayActorError | TaskCancelledError | asyncio.CancelledError):
         return _Gone((str(error) or "the replica was stopped").splitlines()[0], taken=taken)

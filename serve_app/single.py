@@ -36,7 +36,8 @@ class Single:
         self._desk = Desk(self._config.batches) if self._config.batches.path is not None else None
         if self._desk is not None:
             service = Service(WatchedGateway(gateway, self._telling.tellers), self._config, self._telling, self._desk)
-            running = self._desk.running(answering(service, gateway), self._telling.metrics.batches)
+            told, most = self._telling.metrics.batches, self._config.limits.body_bytes
+            running = self._desk.running(answering(service, gateway), told, most)
             await self._running.enter_async_context(running)
 
     async def poke(self) -> None:

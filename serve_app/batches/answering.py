@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -35,6 +35,8 @@ from serve_app.relay import Shape
 from serve_app.responses_answers import Responses
 from serve_app.responses_body import ResponsesBody
 from serve_app.service import Service, new_id
+
+T = TypeVar("T")
 
 TRIES = 3
 """Times that a line whose stream breaks is run; what has not begun is waited for without a count."""
@@ -72,24 +74,29 @@ class Patient:
         return self._gateway.models()
 
     async def open(self, model: str, request: Request, *, lane: Lane = "batch", steps: bool = False) -> Stream:
-        pause = PAUSE_S
-        while True:
-            try:
-                return await self._gateway.open(model, request, lane="batch", steps=steps)
-            except Overloaded as error:
-                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
-            except Unavailable:
-                await asyncio.sleep(pause)
-                pause = min(LONGEST_PAUSE_S, 2 * pause)
+        return await _room(lambda: self._gateway.open(model, request, lane="batch", steps=steps))
 
     async def token_bytes(self, model: str) -> Sequence[bytes]:
-        return await self._gateway.token_bytes(model)
+        return await _room(lambda: self._gateway.token_bytes(model))
 
     async def encode(self, model: str, prompt: Prompt) -> list[int]:
-        return await self._gateway.encode(model, prompt)
+        return await _room(lambda: self._gateway.encode(model, prompt))
 
     async def ready(self) -> bool:
         return await self._gateway.ready()
+
+
+async def _room(call: Callable[[], Awaitable[T]]) -> T:
+    """What the call gives when a replica takes it. The batch's window bounds the wait: its end cancels the line."""
+    pause = PAUSE_S
+    while True:
+        try:
+            return await call()
+        except Overloaded as error:
+            await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
+        except Unavailable:
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
 
 
 def answering(service: Service, gateway: Gateway) -> Answering:
@@ -152,14 +159,17 @@ class Answering:
         self, call: translate.Call, id: str, shape: Callable[[Told], Shape], account: Account, batch: Batch
     ) -> tuple[dict[str, Any], list[list[OutcomeEvent]]]:
         until = asyncio.get_running_loop().time() + max(1.0, batch.expires_at - time.time())
-        for last in (*[False] * (TRIES - 1), True):
+        broken = 0
+        while True:
             try:
                 return await self._service.whole(call, id, shape, until, account)
+            except Overloaded as error:  # full where a stream wanted to go on
+                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
             except (Unavailable, ApiError) as error:
-                if last or (isinstance(error, ApiError) and error.status != 503):
+                broken += 1
+                if broken == TRIES or (isinstance(error, ApiError) and error.status != 503):
                     raise
                 await asyncio.sleep(PAUSE_S)
-        raise AssertionError("unreachable")
 
     async def _quota(self, account: Account) -> None:
         while account.used_up(time.time()):

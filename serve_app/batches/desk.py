@@ -35,10 +35,14 @@ class Desk:
             self._runner.poke()
 
     @asynccontextmanager
-    async def running(self, answer: AnswerOf, told: Callable[[dict[str, int]], None]) -> AsyncIterator[None]:
-        """Run batches in this process while inside. told: of the batches that are not ended, by status"""
+    async def running(
+        self, answer: AnswerOf, told: Callable[[dict[str, int]], None], body_bytes: int
+    ) -> AsyncIterator[None]:
+        """Run batches in this process while inside. told: of the batches that are not ended, by status;
+        body_bytes: limits.body_bytes"""
         settings = Settings(
-            self._config.slots, self._config.lines, self._config.flush_s, self._config.keep_rows, self.keep_s
+            self._config.slots, self._config.lines, self._config.flush_s, self._config.keep_rows, self.keep_s,
+            body_bytes,
         )
         loop = asyncio.get_running_loop()
         self._runner = Runner(

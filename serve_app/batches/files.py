@@ -1,11 +1,12 @@
 """Files: bytes under `content/`, and a record beside them that makes them a file.
 
-    content/<id>       the bytes; torn after a crash perhaps, and then nobody knows of them
-    meta/<id>.json     created exclusively behind them, never changed: from here on the file exists
+    content/<id>-<try>   the bytes, in a name of this try's own; torn after a crash perhaps, and nobody knows of them
+    meta/<id>.json       created exclusively behind them, names them, never changed: from here on the file exists
 
 So a reader never sees half a file, a server that dies leaves nothing that counts, and any number of processes may serve
-one folder or bucket. Ids are 128 random bits: who knows one was told it. `owner` (the name of an API key) keeps the
-files of one key from the lists and look-ups of another.
+one folder or bucket, and may make one file at once: the first record holds, and no other try touches its bytes. Ids
+are 128 random bits: who knows one was told it. `owner` (the name of an API key) keeps the files of one key from the
+lists and look-ups of another.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ class Unwritable(RaydecodeError):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file's record. expires_at: Unix seconds after which it is treated as gone, or None."""
+    """A file's record. content: where its bytes are; expires_at: Unix seconds after which it counts as gone, or None"""
 
     id: str
+    content: str
     bytes: int
     created_at: int
     filename: str
@@ -56,7 +58,7 @@ class StoredFile:
 
     def to_json(self) -> dict[str, Any]:
         """OpenAI's file object."""
-        shown = {name: value for name, value in asdict(self).items() if name != "owner"}
+        shown = {name: value for name, value in asdict(self).items() if name not in ("owner", "content")}
         return {"object": "file", "status": "processed", "status_details": None} | shown
 
 
@@ -84,19 +86,30 @@ class FileStore:
 
         Raises TooLarge beyond `most` bytes, and Unwritable.
         """
-        if id is not None and (there := self.get(id)):
+        if id is not None and (there := self.get(id, expired=True)):
             return there
         id, now = id or new_file_id(), int(self._clock() if at is None else at)
+        content = f"content/{id}-{secrets.token_hex(8)}"
         try:
-            size = self._write(id, chunks, most)
-            expires_at = None if expires_after_s is None else now + expires_after_s
-            file = StoredFile(id, size, now, filename, purpose, owner, expires_at)
-            self.storage.create_exclusive(_meta(id), json.dumps(asdict(file)).encode())
-        except TooLarge:
-            self._discard(id)
-            raise
+            size = self._write(content, chunks, most)
         except OSError as error:
-            self._discard(id)
+            self._discard(content)
+            raise Unwritable(self.storage.url, error) from error
+        except BaseException:  # TooLarge, or what the chunks raise
+            self._discard(content)
+            raise
+        expires_at = None if expires_after_s is None else now + expires_after_s
+        file = StoredFile(id, content, size, now, filename, purpose, owner, expires_at)
+        try:
+            self.storage.create_exclusive(_meta(id), json.dumps(asdict(file)).encode())
+        except OSError as error:
+            there = None
+            with contextlib.suppress(OSError):  # without an answer the bytes stay: a record may name them
+                there = self.get(id, expired=True)
+                if there is None or there.content != content:
+                    self._discard(content)
+            if isinstance(error, FileExistsError) and there is not None:
+                return there
             raise Unwritable(self.storage.url, error) from error
         return file
 
@@ -104,14 +117,15 @@ class FileStore:
         """The file, or None: unknown, deleted, another's (owner None sees all), or expired (unless `expired`)."""
         if not _ID.fullmatch(id):
             return None
-        if id in self._known and not self.storage.exists(_meta(id)):
-            del self._known[id]
-        if id not in self._known:
+        file = self._known.get(id)
+        if file is not None and not self.storage.exists(_meta(id)):
+            self._known.pop(id, None)  # another thread may have been here
+            file = None
+        if file is None:
             try:
-                self._known[id] = StoredFile(**json.loads(self.storage.read(_meta(id))))
+                file = self._known[id] = StoredFile(**json.loads(self.storage.read(_meta(id))))
             except FileNotFoundError:
                 return None
-        file = self._known[id]
         gone = not expired and file.expires_at is not None and file.expires_at <= self._clock()
         return None if gone or (owner is not None and file.owner != owner) else file
 
@@ -127,23 +141,31 @@ class FileStore:
         return [id for id in ids if _ID.fullmatch(id) and self.get(id) is None]
 
     def path(self, id: str) -> str:
-        """Path or URL of the bytes, as the corpus's readers take it."""
-        return f"{self.storage.url}/{_content(id)}"
+        """Path or URL of the bytes, as the corpus's readers take it. FileNotFoundError: it is gone."""
+        return f"{self.storage.url}/{self._content(id)}"
 
     def read(self, id: str) -> Iterator[bytes]:
-        """The bytes in chunks."""
-        with self._fs.open(f"{self._root}/{_content(id)}", "rb") as stream:
+        """The bytes in chunks. Raises as `path`."""
+        with self._fs.open(f"{self._root}/{self._content(id)}", "rb") as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
 
     def delete(self, id: str) -> None:
         """The record first: without it there is no file."""
+        file = self.get(id, expired=True)
         self.storage.remove(_meta(id))
         self._known.pop(id, None)
-        self._discard(id)
+        if file is not None:
+            self._discard(file.content)
 
-    def _write(self, id: str, chunks: Iterable[bytes], most: int | None) -> int:
-        path, size, local = f"{self._root}/{_content(id)}", 0, isinstance(self.storage, LocalStorage)
+    def _content(self, id: str) -> str:
+        file = self.get(id, expired=True)
+        if file is None:
+            raise FileNotFoundError(f"no file {id}")
+        return file.content
+
+    def _write(self, content: str, chunks: Iterable[bytes], most: int | None) -> int:
+        path, size, local = f"{self._root}/{content}", 0, isinstance(self.storage, LocalStorage)
         if local:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         with self._fs.open(path, "wb") as out:
@@ -159,9 +181,9 @@ class FileStore:
             OsDisk().sync_dir(os.path.dirname(path))
         return size
 
-    def _discard(self, id: str) -> None:
+    def _discard(self, content: str) -> None:
         with contextlib.suppress(OSError):
-            self._fs.rm_file(f"{self._root}/{_content(id)}")
+            self._fs.rm_file(f"{self._root}/{content}")
 
 
 def check(url: str) -> None:
@@ -172,10 +194,6 @@ def check(url: str) -> None:
         raise UserError(
             error.message, field="batches.path", value=url, hint="choose a folder or bucket that it may write to"
         ) from error
-
-
-def _content(id: str) -> str:
-    return f"content/{id}"
 
 
 def _meta(id: str) -> str:

@@ -19,9 +19,12 @@ from raydecode.corpus.discover import filesystem
 from raydecode.corpus.lines import lines_in
 from raydecode.corpus.rows import RowFault, block_errors, with_faults
 from raydecode.errors import RowError, nearest
+from serve_app.limits import too_large
 
 KEYS = ("custom_id", "method", "url", "body")
 ID_CHARS = 512
+ENVELOPE = 8 << 10
+"""Bytes of a line around its body: the custom_id may be written in escapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,10 @@ class Survey:
     model: str | None
 
 
-def parse(text: str | bytes, endpoint: str) -> Line:
-    """Raises RowError whose kind is an error code of a batch line."""
+def parse(text: str | bytes, endpoint: str, most: int | None = None) -> Line:
+    """Raises RowError whose kind is an error code of a batch line. most: bytes of a body (limits.body_bytes)"""
+    if most is not None and _size(text) > most + ENVELOPE:
+        raise _fault("body_too_large", too_large(most).message)
     try:
         row = from_json(text, allow_inf_nan=False)  # as a body of its own would be read
     except ValueError as error:
@@ -113,8 +118,8 @@ class Ready:
     """block -> block whose prompts are the lines as they are; lines that are none get their fault. In the place of
     `actors.prepare.Prepare`: the engine behind takes bodies (proxy.py)."""
 
-    def __init__(self, endpoint: str, repeats: frozenset[int]) -> None:
-        self._endpoint, self._repeats = endpoint, repeats
+    def __init__(self, endpoint: str, repeats: frozenset[int], most: int | None = None) -> None:
+        self._endpoint, self._repeats, self._most = endpoint, repeats, most
 
     def __call__(self, block: pa.Table) -> pa.Table:
         faults: dict[int, RowFault] = {}
@@ -122,7 +127,7 @@ class Ready:
         for i, (text, key, known) in enumerate(zip(texts, keys, block_errors(block), strict=True)):
             if known is None:
                 try:
-                    line = parse(text, self._endpoint)
+                    line = parse(text, self._endpoint, self._most)
                     if key in self._repeats:
                         raise _fault("duplicate_custom_id", f"an earlier line has the custom_id {line.custom_id!r}")
                 except RowError as error:
@@ -130,6 +135,11 @@ class Ready:
         block = with_faults(block, faults)
         block = block.append_column(TEXT, pa.array(texts, pa.string()))
         return block.append_column(MESSAGES, pa.nulls(block.num_rows, pa.string()))
+
+
+def _size(text: str | bytes) -> int:
+    """Bytes as they came."""
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _fault(code: str, message: str) -> RowError:

@@ -7,6 +7,9 @@ A row is a line of the batch file, its prompt the line as it is; its text is Ope
 
 What the row is part of (samples, token events, replicas) stays behind the gateway. An answer that is an error has its
 text too, and a fault, so that the log counts it.
+
+A server that ends cancels what runs and takes its engines away. Neither is an answer: a line that was cancelled by
+anybody but `cancel`, or that ends behind `close`, gives no outcome, so it is not committed and the next start runs it.
 """
 
 from __future__ import annotations
@@ -48,12 +51,16 @@ class GatewayEngine:
         self._endpoint, self._answer, self._loop = endpoint, answer, loop
         self._tasks: dict[str, Future[OutcomeEvent]] = {}
         self._ended: deque[OutcomeEvent] = deque()
+        self._unwanted: set[str] = set()
+        self._closed = False
         self._news = threading.Event()
 
     def refuse(self, spec: DecodingSpec) -> Refused | None:
         return None  # a line has its own, which the gateway's engines judge
 
     def submit(self, request: Request) -> None:
+        if self._closed:
+            return
         future = asyncio.run_coroutine_threadsafe(self._run(request), self._loop)
         self._tasks[request.id] = future
         future.add_done_callback(lambda done: self._done(request.id, done))
@@ -70,6 +77,7 @@ class GatewayEngine:
     def cancel(self, id: str) -> None:
         task = self._tasks.get(id)
         if task is not None:
+            self._unwanted.add(id)
             task.cancel()
 
     def wait(self, timeout_s: float) -> bool:
@@ -80,19 +88,32 @@ class GatewayEngine:
         return bool(self._tasks)
 
     def close(self) -> None:
-        """Nobody wants what still runs."""
+        """Nobody wants what still runs, however it ends."""
+        self._closed = True
         for task in list(self._tasks.values()):
             task.cancel()
 
     async def _run(self, request: Request) -> OutcomeEvent:
         assert isinstance(request.prompt, Text)
-        answered = await self._answer(parse(request.prompt.text, self._endpoint))
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            answered = await self._answer(parse(request.prompt.text, self._endpoint))
+        except asyncio.CancelledError:
+            if task.cancelling():
+                raise
+            raise RowError("gateway", "Cancelled", "what the line waited for was cancelled") from None
         status = int(answered.response["status_code"])
+        if status >= 400 and task.cancelling():
+            raise asyncio.CancelledError  # an error that the cancellation made
         text = json.dumps(answered.response, ensure_ascii=False).encode("utf-8", "replace")
         fault = Fault("request", f"HTTP{status}", _message(answered.response["body"])) if status >= 400 else None
         return OutcomeEvent(RowId(request.id), "error" if fault else "stop", answered.tokens, text, fault)
 
     def _done(self, id: str, done: Future[OutcomeEvent]) -> None:
+        if self._closed or (done.cancelled() and id not in self._unwanted):
+            return
+        self._unwanted.discard(id)
         if done.cancelled():
             outcome = OutcomeEvent(RowId(id), "cancelled", (), b"", Fault("request", "cancelled", "cancelled"))
         elif (error := done.exception()) is not None:

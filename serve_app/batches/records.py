@@ -146,7 +146,7 @@ class BatchStore:
                         records[kind] = json.loads(self.storage.read(f"{id}.{kind}"))
                     except FileNotFoundError:
                         if kind == "created":
-                            del self._known[id]
+                            self._known.pop(id, None)  # another thread may have been here
                             return None
         if owner is not None and records["created"]["owner"] != owner:
             return None

@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from raydecode.corpus.history import parts_of, replay
 from raydecode.corpus.storage import Storage
+from raydecode.errors import RaydecodeError
 from serve_app.batches.files import FileStore
 from serve_app.batches.lines import custom_id, lines_of
 
@@ -34,6 +35,10 @@ ENDED = {
     "completed": ("no_answer", "this request has no answer"),
 }
 """Why a batch ends -> the error of lines that have no row by then."""
+
+
+class Superseded(RaydecodeError):
+    """Another server ended the batch meanwhile: the rows that were read may have been on their way out."""
 
 
 @dataclass(slots=True)
@@ -101,13 +106,14 @@ def result_lines(batch: str, path: str, rows: Storage, why: str) -> Iterator[dic
 
 def write(
     files: FileStore, batch: str, path: str, rows: Storage, why: str, *, ids: Mapping[bool, str], owner: str,
-    at: float, expires_after_s: int | None = None,
+    at: float, expires_after_s: int | None = None, over: Callable[[], bool] = lambda: False,
 ) -> tuple[Tally, str | None, str | None]:  # fmt: skip
     """Both files (None: no line for it), and the sums. ids: False -> of the output file, True -> of the error file; the
-    same call again, after a crash in it, makes the same files."""
+    same call again, after a crash in it or at the same time elsewhere, makes the same files. over: the batch has ended,
+    whose rows go then; asked behind the last row and before there is a file. Raises Superseded when it has."""
     tally, made = Tally(), dict[bool, str | None]()
     for wrong, name in ((False, "output"), (True, "error")):
-        found = result_lines(batch, path, rows, why)
+        found = _unless(over, result_lines(batch, path, rows, why))
         if not wrong:
             found = _counted(found, tally)
         mine = (json.dumps(one, ensure_ascii=False) + "\n" for one in found if failed(one) is wrong)
@@ -138,6 +144,12 @@ def rows_in_order(storage: Storage) -> Iterator[tuple[int, str | None, dict[str,
             heapq.heappush(heap, row)
     while heap:
         yield heapq.heappop(heap)
+
+
+def _unless(over: Callable[[], bool], lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield from lines
+    if over():
+        raise Superseded("the batch has ended")
 
 
 def _counted(lines: Iterator[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:

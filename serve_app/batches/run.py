@@ -50,13 +50,15 @@ AnswerOf = Callable[[Batch, Line], Awaitable[Answered]]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """slots: lines of a batch that are asked at once;  lines: most of a file;  flush_s: between commits;
-    keep_rows: the Parquet rows and the log stay behind the end;  keep_s: how long files stay"""
+    keep_rows: the Parquet rows and the log stay behind the end;  keep_s: how long files stay;
+    body_bytes: most of a line's body"""
 
     slots: int = 64
     lines: int = 50_000
     flush_s: float = 10.0
     keep_rows: bool = False
     keep_s: int | None = None
+    body_bytes: int | None = None
 
 
 class Run:
@@ -71,6 +73,7 @@ class Run:
         self._lock = threading.Lock()
         self._why: str | None = None
         self._ledger: LedgerActor | None = None
+        self._proxy: GatewayEngine | None = None
 
     def end(self, why: str) -> None:
         """Let go of what runs and keep what is finished. why: one of ENDS."""
@@ -78,11 +81,16 @@ class Run:
             self._why = self._why or why
             if self._ledger is not None:
                 self._ledger.end(self._why)
+            if self._proxy is not None:
+                self._proxy.close()
 
     def __call__(self) -> None:
         """Raises what kept it from going on: UserError when another server has this batch, JobError and OSError of the
         storage."""
-        if self.batch.finalizing is None:
+        now = self._batches.get(self.batch.id)  # another server may have come first since this one looked
+        if now is None or now.ended is not None:
+            return None
+        if now.finalizing is None:
             if self._files.get(self.batch.created["input_file_id"], expired=True) is None:
                 return self._fail("file_not_found", "the input file is gone", param="input_file_id")
             try:
@@ -114,7 +122,7 @@ class Run:
         files = discover(self._path, format="text", known=state.inputs, done=state.done)
         schema = schema_from_text(state.schema) if state.schema else None
         corpus = open_corpus(files, root=storage.url, schema=schema)
-        ready = Ready(self.batch.created["endpoint"], found.repeats)
+        ready = Ready(self.batch.created["endpoint"], found.repeats, self._settings.body_bytes)
         proxy = GatewayEngine(self.batch.created["endpoint"], partial(self._answer, self.batch), self._loop)
         ledger = LedgerActor(storage.url, corpus, partial(_blocks, ready), _units, PATIENT, exit=_stay)
         opened = ledger.open(
@@ -126,14 +134,14 @@ class Run:
         )  # fmt: skip
         try:
             with self._lock:
-                self._ledger = ledger
+                self._ledger, self._proxy = ledger, proxy
                 if self._why is not None:
                     ledger.end(self._why)
             ledger.introduce(worker.start())
             reason = worker.run()
         finally:
             with self._lock:
-                self._ledger = None
+                self._ledger = self._proxy = None
             proxy.close()
             worker.close()
             with contextlib.suppress(Exception):  # fenced, or a dead storage: nothing to close
@@ -155,16 +163,24 @@ class Run:
         )  # fmt: skip
 
     def _finalize(self) -> None:
+        """Any number of servers may do this at once: names and contents are the same, the first records hold."""
         now = self._batches.get(self.batch.id)
         assert now is not None
         assert now.finalizing is not None
+        if self._over():
+            return
         said, rows = now.finalizing, open_storage(self._batches.rows(self.batch.id))
         ids = {False: said["output_file_id"], True: said["error_file_id"]}
         expires = now.created.get("output_expires_after_s") or self._settings.keep_s
-        tally, output, errors = results.write(
-            self._files, self.batch.id, self._path, rows, said["why"], ids=ids, owner=now.created["owner"],
-            at=said["at"], expires_after_s=expires,
-        )  # fmt: skip
+        try:
+            tally, output, errors = results.write(
+                self._files, self.batch.id, self._path, rows, said["why"], ids=ids, owner=now.created["owner"],
+                at=said["at"], expires_after_s=expires, over=self._over,
+            )  # fmt: skip
+        except Exception:
+            if self._over():  # rows went while they were read: the other's files have them
+                return
+            raise
         self._batches.put(
             self.batch.id, "ended", status=said["why"], output_file_id=output, error_file_id=errors,
             counts=tally.counts(), usage=tally.usage_json(),
@@ -173,6 +189,10 @@ class Run:
             with contextlib.suppress(OSError):  # the results have them
                 for path in rows.list(""):
                     rows.remove(path)
+
+    def _over(self) -> bool:
+        now = self._batches.get(self.batch.id)
+        return now is None or now.ended is not None
 
     def _fail(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
         errors = [{"code": code, "message": message, "line": line, "param": param}]

@@ -14,10 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from raydecode.errors import JobError, UserError
+from raydecode.errors import JobError, RaydecodeError, UserError
 from serve_app.batches.files import FileStore, Unwritable
 from serve_app.batches.records import Batch, BatchStore
 from serve_app.batches.run import AnswerOf, Run, Settings
+from serve_app.failures import note
 
 POLL_S = 2.0  # looks, besides those that `poke` asks for
 AGAIN_S = 10.0  # before a batch that could not go on is tried again
@@ -71,8 +72,10 @@ class Runner:
             try:
                 self._look()
                 self._sweep()
-            except Exception as error:  # a storage that is away for a moment
+            except (RaydecodeError, OSError) as error:  # a storage that is away for a moment
                 log.warning("batches cannot be looked through: %s: %s", type(error).__name__, error)
+            except Exception as error:
+                note(error, "batches")
             self._news.wait(POLL_S)
 
     def _look(self) -> None:
@@ -116,7 +119,8 @@ class Runner:
             self._again[id] = time.monotonic() + AGAIN_S
         except Exception as error:
             self._failures[id] = self._failures.get(id, 0) + 1
-            log.exception("%s failed (%d of %d times): %s", id, self._failures[id], TRIES, type(error).__name__)
+            log.error("%s failed, %d of %d times", id, self._failures[id], TRIES)
+            note(error, id)  # without its message, which may quote a prompt
             self._again[id] = time.monotonic() + AGAIN_S
             if self._failures[id] >= TRIES:
                 said = {"code": "internal_error", "message": f"{type(error).__name__}", "line": None, "param": None}

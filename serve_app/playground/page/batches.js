@@ -1,7 +1,7 @@
 // Rows of this server's finished batches: OpenAI's lines, read through /v1/batches and /v1/files.
 
 import {html, useEffect, useState} from "./html.js";
-import {joined} from "./requests.js";
+import {joined, skipped} from "./requests.js";
 import {openRows} from "./row.js";
 import {getJson, getText} from "./stream.js";
 
@@ -16,7 +16,9 @@ export function Batches({page, state, onRows, onError}) {
   if (!list.length) return null;
   const open = async (batch) => {
     try {
-      onRows(await rowsOf(page.base, state, batch));
+      const {rows, said} = await rowsOf(page.base, state, batch);
+      onRows(rows);
+      if (said) onError(said);
     } catch (error) {
       onError(error.message);
     }
@@ -36,5 +38,5 @@ export function Batches({page, state, onRows, onError}) {
 async function rowsOf(base, {key, models}, batch) {
   const file = (id) => getText(`${base}v1/files/${encodeURIComponent(id)}/content`, key);
   const [output, input] = await Promise.all([file(batch.output_file_id), file(batch.input_file_id).catch(() => "")]);
-  return joined(openRows(output, batch.id), input, models.list);
+  return {rows: joined(openRows(output, batch.id), input, models.list), said: skipped(input)};
 }

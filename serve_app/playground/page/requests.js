@@ -4,13 +4,32 @@ import {promptOf} from "./row.js";
 
 /** Rows with the request that made each, from the batch's input lines. models: as /v1/models lists them */
 export function joined(rows, input, models = []) {
-  const requests = new Map();
-  for (const line of input.split("\n")) {
-    if (!line.trim()) continue;
-    const {custom_id, body} = JSON.parse(line);
-    requests.set(custom_id, body);
-  }
+  const requests = new Map(lines(input).map(({line}) => [line?.custom_id, line?.body]));
   return rows.map((row) => ({...row, request: row.request ?? requestOf(requests.get(row.run.about.row), row.run, models)}));
+}
+
+/** A sentence about input lines that are no JSON, which are passed over; "" where there are none. */
+export function skipped(input) {
+  const wrong = lines(input).filter(({line}) => line === null);
+  if (!wrong.length) return "";
+  const numbers = wrong.slice(0, 5).map(({number}) => number).join(", ");
+  return `Passed over ${wrong.length === 1 ? "a line" : `${wrong.length} lines`} of the batch's input that ${wrong.length === 1 ? "is" : "are"} no JSON object: line ${numbers}${wrong.length > 5 ? ", ..." : ""}.`;
+}
+
+/** Lines that are not blank: {number, line}, null in place of what is no object. */
+function lines(input) {
+  const found = [];
+  for (const [i, text] of input.split("\n").entries()) if (text.trim()) found.push({number: i + 1, line: objectOf(text)});
+  return found;
+}
+
+function objectOf(text) {
+  try {
+    const value = JSON.parse(text);
+    return typeof value === "object" && !Array.isArray(value) ? value : null;
+  } catch {
+    return null;
+  }
 }
 
 /** A body as settings of a side; null where it uses what the page cannot say. */

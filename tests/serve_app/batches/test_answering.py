@@ -23,10 +23,12 @@ CREATED = {"at": time.time(), "window_s": 3600, "endpoint": "/v1/completions", "
 
 
 class Failing:
-    """A gateway that fails before it does as another: refusals to open, then streams that break."""
+    """A gateway that fails before it does as another: refusals to open, to read and to list the tokens, then streams
+    that break."""
 
-    def __init__(self, gateway, refusals=(), breaks=0):
+    def __init__(self, gateway, refusals=(), asides=(), breaks=0, why=None):
         self._gateway, self._refusals, self.breaks, self.lanes = gateway, list(refusals), breaks, []
+        self._asides, self._why = {"encode": list(asides), "token_bytes": list(asides)}, why
 
     def __getattr__(self, name):
         return getattr(self._gateway, name)
@@ -38,21 +40,32 @@ class Failing:
         stream = await self._gateway.open(model, request, lane=lane, steps=steps)
         if self.breaks:
             self.breaks -= 1
-            return _Broken(stream)
+            return _Broken(stream, self._why or Unavailable("its replica has gone"))
         return stream
+
+    async def encode(self, model, prompt):
+        return await self._aside("encode", model, prompt)
+
+    async def token_bytes(self, model):
+        return await self._aside("token_bytes", model)
+
+    async def _aside(self, name, *asked):
+        if self._asides[name]:
+            raise self._asides[name].pop(0)
+        return await getattr(self._gateway, name)(*asked)
 
 
 class _Broken:
     migrations = 0
 
-    def __init__(self, stream):
-        self._stream = stream
+    def __init__(self, stream, why):
+        self._stream, self._why = stream, why
 
     def __aiter__(self):
         return self
 
     async def __anext__(self):
-        raise Unavailable("its replica has gone")
+        raise self._why
 
     async def aclose(self):
         await self._stream.aclose()
@@ -89,6 +102,22 @@ def test_a_stream_that_breaks_is_run_again_a_few_times(monkeypatch):
     assert len(gateway.lanes) == 3
     gone, _ = answered(monkeypatch, breaks=9)
     assert gone.response["status_code"] == 503
+
+
+def test_what_a_line_asks_besides_waits_for_room_too(monkeypatch):
+    line = Line("a", LINE.url, LINE.body | {"logprobs": 2, "echo": True})
+    whole, _ = answered(monkeypatch, line)
+    assert whole.response["status_code"] == 200
+    again, gateway = answered(monkeypatch, line, asides=[Overloaded("full", 0.01), Unavailable("starting")])
+    assert again.tokens == whole.tokens
+    assert not any(gateway._asides.values())
+
+
+def test_a_stream_that_finds_every_queue_full_waits_without_a_count(monkeypatch):
+    whole, _ = answered(monkeypatch)
+    again, gateway = answered(monkeypatch, breaks=7, why=Overloaded("full", 0.01))
+    assert again.tokens == whole.tokens
+    assert len(gateway.lanes) == 8
 
 
 def test_a_line_without_a_seed_has_the_same_text_every_time(monkeypatch):

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -69,6 +71,56 @@ def test_the_same_file_again_is_the_same_file(tmp_path):
     first = store.create([b"x"], filename="a", purpose="batch_output", id=id, at=5)
     assert store.create([b"never read"], filename="a", purpose="batch_output", id=id, at=5) == first
     assert b"".join(store.read(id)) == b"x"
+
+
+@pytest.mark.parametrize("url", ["", "memory://twice-at-once"])
+def test_two_that_make_one_file_at_once_end_with_one(tmp_path, url):
+    url, id = url or str(tmp_path), "file-" + "a" * 32
+    first, second = FileStore(url), FileStore(url)
+    inside = {}
+
+    def chunks():
+        """Half of the one; then the other makes all of it."""
+        yield b"one"
+        inside["made"] = second.create([b"one", b"two"], filename="a", purpose="batch_output", id=id, at=5)
+        yield b"two"
+
+    assert first.create(chunks(), filename="loser", purpose="batch_output", id=id, at=5) == inside["made"]
+    for store in (first, second, FileStore(url)):
+        assert b"".join(store.read(id)) == b"onetwo"
+    assert len(first.storage.list("content")) == 1, "the loser's bytes are gone"
+    first.delete(id)
+
+
+def test_a_record_whose_answer_was_lost_keeps_its_bytes(tmp_path, monkeypatch):
+    store, id = FileStore(str(tmp_path)), "file-" + "a" * 32
+    create = store.storage.create_exclusive
+
+    def lost(path, data):
+        create(path, data)
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(store.storage, "create_exclusive", lost)
+    with pytest.raises(Unwritable):
+        store.create([b"x"], filename="a", purpose="batch_output", id=id, at=5)
+    assert b"".join(store.read(id)) == b"x"
+
+
+def test_threads_that_look_for_a_deleted_file_find_none(tmp_path):
+    store, other = FileStore(str(tmp_path)), FileStore(str(tmp_path))
+    meet, exists = threading.Barrier(2), store.storage.exists
+
+    def together(path):
+        found = exists(path)
+        meet.wait(30)
+        return found
+
+    store.storage.exists = together
+    file = store.create([b"x"], filename="a", purpose="batch")
+    store._known[file.id] = file
+    other.delete(file.id)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(store.get, [file.id] * 2)) == [None, None]
 
 
 def test_a_full_disk_says_so(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from raydecode.errors import RowError
-from serve_app.batches.lines import custom_id, lines_of, parse, survey
+from serve_app.batches.lines import ENVELOPE, custom_id, lines_of, parse, survey
 from tests.serve_app.batches.local import ENDPOINT, line
 
 
@@ -33,6 +33,17 @@ def test_what_is_none(text, code, said):
         parse(text, ENDPOINT)
     assert caught.value.kind == code
     assert said in caught.value.message
+
+
+def test_a_body_may_be_as_large_as_over_http():
+    body = {"model": "toy", "prompt": "ä" * 3000}
+    text = line("a", body=body)
+    assert parse(text, ENDPOINT, len(text) - ENVELOPE).body == body
+    for wide in (text + " ", (text + " ").encode(), text.replace('"toy"', '"ü"')):
+        size = len(wide if isinstance(wide, bytes) else wide.encode())
+        with pytest.raises(RowError, match=r"the body is larger than [\d,]+ bytes") as caught:
+            parse(wide, ENDPOINT, size - 1 - ENVELOPE)
+        assert caught.value.kind == "body_too_large"
 
 
 def test_a_survey_counts_and_finds_repeats(tmp_path):

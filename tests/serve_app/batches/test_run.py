@@ -9,9 +9,12 @@ import pytest
 
 from raydecode.corpus.storage import open_storage
 from raydecode.corpus.verify import verify
+from serve_app.batches import results
+from serve_app.batches.files import FileStore
 from serve_app.batches.proxy import Answered
-from serve_app.batches.run import Settings
-from tests.serve_app.batches.local import QUICK, Service, echo, line, response, running
+from serve_app.batches.records import BatchStore
+from serve_app.batches.run import Run, Settings
+from tests.serve_app.batches.local import QUICK, Service, echo, line, looping, response, running
 
 
 def test_every_line_has_its_answer_in_the_order_of_the_file(tmp_path):
@@ -62,6 +65,16 @@ def test_bytes_that_are_no_text_are_error_lines(tmp_path):
     with running(service):
         said = service.until(made.id).to_json()
     assert said["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+
+
+def test_a_body_that_is_too_large_is_an_error_line(tmp_path):
+    service = Service(tmp_path)
+    id = service.create("\n".join([line("a"), line("b", "x" * 20_000)]))
+    with running(service, settings=Settings(slots=4, flush_s=0.05, body_bytes=10_000)):
+        batch = service.until(id)
+    lines = service.results(batch)
+    assert lines["a"]["response"]["status_code"] == 200
+    assert lines["b"]["error"] == {"code": "body_too_large", "message": "line 2: the body is larger than 10,000 bytes"}
 
 
 def test_an_answer_that_is_an_error_keeps_its_body(tmp_path):
@@ -220,6 +233,42 @@ def test_a_crash_between_the_results_and_the_end_makes_the_same_files(tmp_path, 
     assert said["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
 
 
+def test_two_servers_that_write_the_results_at_once_end_with_one_set(tmp_path, monkeypatch):
+    """The second reads its rows when the first has ended the batch and cleared them away."""
+    service, other = Service(tmp_path), Service(tmp_path)
+    id = service.create("\n".join(line(f"r{i}", f"p{i}") for i in range(5)))
+    put = service.batches.put
+
+    def dies(batch, kind, **said):
+        if kind == "finalizing":
+            put(batch, kind, **said)
+            raise SystemExit("killed")
+        return put(batch, kind, **said)
+
+    monkeypatch.setattr(service.batches, "put", dies)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with running(service):
+        service.until(id, lambda batch: batch.finalizing is not None)
+    inner, batch = results.result_lines, other.batches.get(id)
+
+    def late(*args):
+        monkeypatch.setattr(results, "result_lines", inner)
+        with looping() as loop:
+            Run(batch, FileStore(str(tmp_path)), BatchStore(str(tmp_path)), echo, loop, QUICK)()
+        assert not list((tmp_path / "rows").rglob("*.parquet"))
+        return inner(*args)
+
+    monkeypatch.setattr(results, "result_lines", late)
+    with looping() as loop:
+        Run(batch, other.files, other.batches, echo, loop, QUICK)()
+    said = other.batches.get(id)
+    assert said.to_json()["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert {one["response"]["body"]["said"] for one in other.results(said).values()} == {f"p{i}" for i in range(5)}
+    found = {file.id for file in other.files.all()}
+    assert found == {said.created["input_file_id"], said.ended["output_file_id"]}, "no file of lines without an answer"
+    assert len(other.files.storage.list("content")) == 2
+
+
 def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path, monkeypatch):
     from raydecode.corpus import storage
 
@@ -242,6 +291,24 @@ def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path, monk
         runner.poke()
         said = service.until(id).to_json()
     assert said["request_counts"] == {"total": 10, "completed": 10, "failed": 0}
+
+
+def test_the_log_quotes_nothing_of_an_unforeseen_error(tmp_path, monkeypatch, caplog):
+    def fails(self, found):
+        raise ValueError("a secret prompt")
+
+    monkeypatch.setattr(Run, "_generate", fails)
+    monkeypatch.setattr("serve_app.batches.runner.AGAIN_S", 0.0)
+    monkeypatch.setattr("serve_app.batches.runner.POLL_S", 0.05)
+    service = Service(tmp_path)
+    id = service.create(line("a"))
+    with running(service):
+        said = service.until(id).to_json()
+    assert said["status"] == "failed"
+    assert f"{id} failed, 5 of 5 times" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "in fails" in caplog.text
+    assert "secret" not in caplog.text.replace('raise ValueError("a secret prompt")', "")
 
 
 def test_the_rows_are_an_output_that_verify_reads(tmp_path):

@@ -130,6 +130,7 @@ def test_pointing_shows_alternatives_and_trees(opened: Callable[..., Page]) -> N
     drafted = page.evaluate("document.querySelector('.side:nth-child(2) .token.draft').id")
     page.click(f"#{drafted}")
     picture = ".side:nth-child(2) .tree svg"
+    page.wait("document.querySelector('.side:nth-child(2) [aria-pressed=false]')")  # not its own choice
     page.wait(f"document.querySelector('{picture} .node.accepted')")
     kinds = page.evaluate(
         f"Object.fromEntries(['root', 'accepted', 'rejected'].map((k) =>"

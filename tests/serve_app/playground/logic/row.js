@@ -1,4 +1,4 @@
-import {joined} from "../../../../serve_app/playground/page/requests.js";
+import {joined, skipped} from "../../../../serve_app/playground/page/requests.js";
 import {openRows} from "../../../../serve_app/playground/page/row.js";
 import {equal, ok, refused, test} from "./check.js";
 
@@ -45,6 +45,11 @@ test("a batch's rows know what made them", () => {
   const ask = (more) => JSON.stringify({custom_id: "k", body: {model: "m", messages: [{role: "user", content: "hi"}], seed: 3, temperature: 0.5, ...more}});
   const [row] = joined(rows, ask({}));
   equal(row.request, {mode: "chat", prompt: "hi", system: "", decoding: {sampler: [{name: "temperature", value: 0.5}], seed: 3}, noise_id: "n1", model: "m"});
+  const broken = `{oops\n\nnull\n${ask({})}\n7\n[1]\n`;
+  equal(joined(rows, broken)[0].request, row.request, "lines that are none keep nobody from theirs");
+  ok(/4 lines .* line 1, 3, 5, 6\.$/.test(skipped(broken)), skipped(broken));
+  ok(/a line .* line 1\.$/.test(skipped("{oops\n" + ask({}))));
+  equal(skipped(ask({})), "");
   equal(joined(rows, ask({tools: []}))[0].request, null, "what the page cannot say is not run again");
   equal(joined(rows, "")[0].request, null);
   const models = [{id: "m", raydecode: {decoding: {max_tokens: 9, sampler: [{name: "greedy"}], drafter: null}}}];
