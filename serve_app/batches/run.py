@@ -1,6 +1,6 @@
 """One batch, from the file to its results: validating -> in progress -> finalizing -> an end.
 
-    survey the file       lines.survey            record `started`, or `ended` as failed
+    survey the file       input.survey            record `started`, or `ended` as failed
     generate              LedgerActor + GenerationActor (actors/), rows and commit log in rows/<id>/
     write the results     results.write           record `finalizing`, then `ended`
 
@@ -32,7 +32,7 @@ from raydecode.corpus.storage import open_storage
 from raydecode.errors import JobError, RowError
 from serve_app.batches import results
 from serve_app.batches.files import FileStore, new_file_id
-from serve_app.batches.lines import Line, Ready, Survey, survey
+from serve_app.batches.input import BatchLine, Ready, Survey, survey
 from serve_app.batches.proxy import Answered, GatewayEngine
 from serve_app.batches.records import Batch, BatchStore
 
@@ -43,7 +43,7 @@ PATIENT = Limits(stall_s=NEVER, first_step_s=NEVER, idle_s=NEVER, start_s=NEVER)
 ENDS = ("cancelled", "expired", "shutdown")
 """Why a batch is ended from outside; the last leaves it for the next start."""
 
-AnswerOf = Callable[[Batch, Line], Awaitable[Answered]]
+AnswerOf = Callable[[Batch, BatchLine], Awaitable[Answered]]
 """Answers a line of a batch as its endpoint would."""
 
 

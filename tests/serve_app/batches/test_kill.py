@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 ROWS = 60
 AHEAD = 8
-"""Lines that a server may open beyond those that its kill waits for: some are in flight then, and ROWS are never done."""
+"""Lines that a server may open beyond those that its kill waits for: some are in flight then, and some are left."""
 
 
 class Server:
