@@ -28,7 +28,7 @@ from raydecode.corpus.intervals import Span
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import State, schema_from_text, schema_to_text
-from raydecode.corpus.storage import open_storage
+from raydecode.corpus.storage import Storage, open_storage
 from raydecode.errors import JobError, RowError
 from serve_app.batches import results
 from serve_app.batches.files import FileStore, new_file_id
@@ -128,6 +128,11 @@ class Run:
         opened = ledger.open(
             {"batch": self.batch.id, "format": 1}, schema_to_text(corpus.schema), Owner.me()
         )
+        if (now := self._batches.get(self.batch.id)) is None or now.finalizing is not None:
+            ledger.close()  # another server was done meanwhile, and may have taken the old log away
+            if now is None or now.ended is not None:
+                self._clear(storage)
+            return "completed"
         worker = GenerationActor(
             f"{opened.attempt}.1", self._job(storage.url).to_json(), corpus, storage.url, opened.attempt, prepare=ready,
             build=lambda job: proxy, ledger=lambda method, *said: getattr(ledger, method)(*said), fetch=_same,
@@ -185,6 +190,9 @@ class Run:
             self.batch.id, "ended", status=said["why"], output_file_id=output, error_file_id=errors,
             counts=tally.counts(), usage=tally.usage_json(),
         )  # fmt: skip
+        self._clear(rows)
+
+    def _clear(self, rows: Storage) -> None:
         if not self._settings.keep_rows:
             with contextlib.suppress(OSError):  # the results have them
                 for path in rows.list(""):
