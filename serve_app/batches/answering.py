@@ -22,7 +22,7 @@ from raydecode.randomness import hash64
 from raydecode.request import Prompt, Request
 from serve_app import limits, translate
 from serve_app.answers import Chat, Completion, Told
-from serve_app.batches.lines import Line
+from serve_app.batches.input import BatchLine
 from serve_app.batches.proxy import Answered
 from serve_app.batches.records import Batch
 from serve_app.bodies import ChatBody, CompletionBody
@@ -58,9 +58,7 @@ class Endpoint:
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": Endpoint(ChatBody, translate.chat, lambda body: Chat, "chatcmpl-"),
     "/v1/completions": Endpoint(CompletionBody, translate.completion, lambda body: Completion, "cmpl-"),
-    "/v1/responses": Endpoint(
-        ResponsesBody, translate.responses, lambda body: partial(Responses, body=body), "resp_"
-    ),
+    "/v1/responses": Endpoint(ResponsesBody, translate.responses, lambda body: partial(Responses, body=body), "resp_"),
 }
 
 
@@ -115,7 +113,7 @@ class Answering:
         accounts = service.keys.accounts.values()
         self._accounts = {account.name: account for account in accounts}
 
-    async def __call__(self, batch: Batch, line: Line) -> Answered:
+    async def __call__(self, batch: Batch, line: BatchLine) -> Answered:
         inquiry = Inquiry(request_id(), "BATCH", batch.created["endpoint"], began=time.monotonic())
         token = current.set(inquiry)
         try:
@@ -125,7 +123,7 @@ class Answering:
         self._told(status)
         return Answered({"status_code": status, "request_id": inquiry.id, "body": body}, tokens)
 
-    async def _answer(self, batch: Batch, line: Line) -> tuple[int, dict[str, Any], tuple[int, ...]]:
+    async def _answer(self, batch: Batch, line: BatchLine) -> tuple[int, dict[str, Any], tuple[int, ...]]:
         endpoint = ENDPOINTS[line.url]
         account = self._accounts.get(batch.created["owner"], self._service.keys.nobody)
         try:
@@ -140,7 +138,7 @@ class Answering:
         return 200, body, tuple(id for held in outcomes for one in held for id in one.tokens)
 
     def _call(
-        self, batch: Batch, line: Line, endpoint: Endpoint
+        self, batch: Batch, line: BatchLine, endpoint: Endpoint
     ) -> tuple[translate.Call, str, Callable[[Told], Shape]]:
         """The line's requests, their id, how the answer looks. Raises what a route would."""
         config = self._service.config

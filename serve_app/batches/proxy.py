@@ -27,7 +27,7 @@ from raydecode.contracts import Engine
 from raydecode.errors import Refused, RowError
 from raydecode.events import Event, Fault, OutcomeEvent
 from raydecode.request import DecodingSpec, Request, RowId, Text
-from serve_app.batches.lines import Line, parse
+from serve_app.batches.input import BatchLine, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Answered:
     tokens: tuple[int, ...] = ()
 
 
-Answer = Callable[[Line], Awaitable[Answered]]
+Answer = Callable[[BatchLine], Awaitable[Answered]]
 """Answer a line as the endpoint would; cancelled when nobody wants it any more."""
 
 

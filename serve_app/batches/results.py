@@ -27,7 +27,7 @@ from raydecode.corpus.history import parts_of, replay
 from raydecode.corpus.storage import Storage
 from raydecode.errors import RaydecodeError
 from serve_app.batches.files import FileStore
-from serve_app.batches.lines import custom_id, lines_of
+from serve_app.batches.input import custom_id, lines_of
 
 ENDED = {
     "cancelled": ("batch_cancelled", "the batch was cancelled before this request was answered"),

@@ -1,6 +1,6 @@
 """One batch, from the file to its results: validating -> in progress -> finalizing -> an end.
 
-    survey the file       lines.survey            record `started`, or `ended` as failed
+    survey the file       input.survey            record `started`, or `ended` as failed
     generate              LedgerActor + GenerationActor (actors/), rows and commit log in rows/<id>/
     write the results     results.write           record `finalizing`, then `ended`
 
@@ -28,11 +28,11 @@ from raydecode.corpus.intervals import Span
 from raydecode.corpus.messages import Limits
 from raydecode.corpus.owner import Owner
 from raydecode.corpus.records import State, schema_from_text, schema_to_text
-from raydecode.corpus.storage import open_storage
+from raydecode.corpus.storage import Storage, open_storage
 from raydecode.errors import JobError, RowError
 from serve_app.batches import results
 from serve_app.batches.files import FileStore, new_file_id
-from serve_app.batches.lines import Line, Ready, Survey, survey
+from serve_app.batches.input import BatchLine, Ready, Survey, survey
 from serve_app.batches.proxy import Answered, GatewayEngine
 from serve_app.batches.records import Batch, BatchStore
 
@@ -43,7 +43,7 @@ PATIENT = Limits(stall_s=NEVER, first_step_s=NEVER, idle_s=NEVER, start_s=NEVER)
 ENDS = ("cancelled", "expired", "shutdown")
 """Why a batch is ended from outside; the last leaves it for the next start."""
 
-AnswerOf = Callable[[Batch, Line], Awaitable[Answered]]
+AnswerOf = Callable[[Batch, BatchLine], Awaitable[Answered]]
 """Answers a line of a batch as its endpoint would."""
 
 
@@ -125,9 +125,12 @@ class Run:
         ready = Ready(self.batch.created["endpoint"], found.repeats, self._settings.body_bytes)
         proxy = GatewayEngine(self.batch.created["endpoint"], partial(self._answer, self.batch), self._loop)
         ledger = LedgerActor(storage.url, corpus, partial(_blocks, ready), _units, PATIENT, exit=_stay)
-        opened = ledger.open(
-            {"batch": self.batch.id, "format": 1}, schema_to_text(corpus.schema), Owner.me()
-        )
+        opened = ledger.open({"batch": self.batch.id, "format": 1}, schema_to_text(corpus.schema), Owner.me())
+        if (now := self._batches.get(self.batch.id)) is None or now.finalizing is not None:
+            ledger.close()  # another server was done meanwhile, and may have taken the old log away
+            if now is None or now.ended is not None:
+                self._clear(storage)
+            return "completed"
         worker = GenerationActor(
             f"{opened.attempt}.1", self._job(storage.url).to_json(), corpus, storage.url, opened.attempt, prepare=ready,
             build=lambda job: proxy, ledger=lambda method, *said: getattr(ledger, method)(*said), fetch=_same,
@@ -185,6 +188,9 @@ class Run:
             self.batch.id, "ended", status=said["why"], output_file_id=output, error_file_id=errors,
             counts=tally.counts(), usage=tally.usage_json(),
         )  # fmt: skip
+        self._clear(rows)
+
+    def _clear(self, rows: Storage) -> None:
         if not self._settings.keep_rows:
             with contextlib.suppress(OSError):  # the results have them
                 for path in rows.list(""):

@@ -16,7 +16,7 @@ from serve_app.batches.files import Unwritable
 from serve_app.batches.records import Batch
 from serve_app.bodies import Body
 from serve_app.failures import ApiError
-from serve_app.routes.files import desk, expiry, only, owner, page, unwritable
+from serve_app.routes.stored import desk, expiry, only, owner, page, unwritable
 from serve_app.service import Service
 
 _WINDOW = re.compile(r"([1-9][0-9]{0,4})([smhd])")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os.path
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
@@ -15,19 +14,16 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message, Receive
 
 from raydecode.errors import nearest
-from serve_app.batches.desk import Desk
 from serve_app.batches.files import CHUNK, StoredFile, TooLarge, Unwritable
-from serve_app.failures import SERVER, TIMEOUT, ApiError
+from serve_app.failures import TIMEOUT, ApiError
+from serve_app.routes.stored import LEAST_S, MOST_S, desk, expiry, only, owner, page, unwritable
 from serve_app.service import BODY_S, Service
-
-log = logging.getLogger("raydecode.serve")
 
 SLACK = 64 << 10
 """Bytes of a form around its file: boundaries, headers, the small fields."""
 PURPOSES = ("batch",)
 _LATER = ("assistants", "fine-tune", "vision", "user_data", "evals")
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
-_LEAST_S, _MOST_S = 3600, 2_592_000
 
 _FORM = {
     "requestBody": {
@@ -41,7 +37,7 @@ _FORM = {
                         "file": {"type": "string", "format": "binary", "description": "JSON lines, one request each"},
                         "purpose": {"type": "string", "enum": list(PURPOSES)},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": _LEAST_S, "maximum": _MOST_S},
+                        "expires_after[seconds]": {"type": "integer", "minimum": LEAST_S, "maximum": MOST_S},
                     },
                 }
             }
@@ -123,56 +119,6 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def desk(service: Service) -> Desk:
-    """Where files and batches are. Raises ApiError where they are off."""
-    if service.desk is None:
-        raise ApiError(404, "files and batches are off on this server: set batches.path", code="batches_off")
-    return service.desk
-
-
-def owner(request: Request) -> str:
-    """The name of the key that asks; "" without keys."""
-    return str(request.state.account.name)
-
-
-def unwritable(error: Unwritable) -> ApiError:
-    """507 where there is no room, 503 where the storage does not answer. Where that is, the log says."""
-    log.error("%s", error)
-    if error.full:
-        said = "the server has no room for files; delete some, or tell its administrator"
-        return ApiError(507, said, type=SERVER, code="storage_full")
-    said = "the server's storage for files takes nothing now; try again later"
-    return ApiError(503, said, type=SERVER, code="storage_unavailable")
-
-
-def only(request: Request, *known: str) -> None:
-    """Refuse a query parameter that does not exist."""
-    for name in request.query_params:
-        if name not in known:
-            near = nearest(name, known)
-            raise ApiError(
-                400, f"no query parameter {name[:80]!r}{f'; nearest: {near}' if near else ''}", param=name[:80],
-                code="unknown_parameter",
-            )  # fmt: skip
-
-
-def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """OpenAI's list object: `limit` items behind `after`."""
-    if after is not None:
-        ids = [one["id"] for one in found]
-        if after not in ids:
-            raise ApiError(400, f"after: no {after[:80]!r} in this list", param="after")
-        found = found[ids.index(after) + 1 :]
-    shown = found[:limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(found) > len(shown),
-    }
-
-
 async def _form(request: Request, most: int, most_s: float) -> FormData:
     """The form, whose body is read no further than it may be long, and no longer than it may take."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -231,15 +177,6 @@ def _checked(form: FormData) -> tuple[UploadFile, int | None]:
     if anchor != "created_at":
         raise ApiError(400, f"expires_after[anchor]: 'created_at', got {str(anchor)[:80]!r}", param="expires_after")
     return upload, expiry(seconds, "expires_after[seconds]")
-
-
-def expiry(value: Any, field: str) -> int:
-    """Seconds after which a file may go: an hour to 30 days."""
-    text = str(value)
-    seconds = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else -1
-    if not _LEAST_S <= seconds <= _MOST_S:
-        raise ApiError(400, f"{field}: {_LEAST_S:,} to {_MOST_S:,}, got {text[:80]}", param=field)
-    return seconds
 
 
 def _pieces(upload: UploadFile) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ async def serving(config: ServeConfig, **options: Any) -> AsyncIterator[FastAPI]
 
 
 def http(app: FastAPI, **headers: str) -> "httpx2.AsyncClient":
+    """A client without a port. httpx2 and not httpx: OpenAI's client brings it and takes no other."""
     import httpx2
 
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://127.0.0.1", headers=headers)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serve_app.batches.files import FileStore
-from serve_app.batches.lines import Line
+from serve_app.batches.input import BatchLine
 from serve_app.batches.proxy import Answered
 from serve_app.batches.records import Batch, BatchStore
 from serve_app.batches.run import Settings
@@ -28,7 +28,7 @@ def response(body: dict, status: int = 200) -> dict:
     return {"status_code": status, "request_id": "req_1", "body": body}
 
 
-async def echo(batch: Batch, asked: Line) -> Answered:
+async def echo(batch: Batch, asked: BatchLine) -> Answered:
     """Says what it was asked, with a usage."""
     usage = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     return Answered(response({"said": asked.body["prompt"], "usage": usage}), (1, 2, 3))

@@ -9,7 +9,7 @@ from raydecode.events import OutcomeEvent
 from raydecode.request import Request, RowId, Text
 from serve_app.batches import answering
 from serve_app.batches.answering import Patient
-from serve_app.batches.lines import Line
+from serve_app.batches.input import BatchLine
 from serve_app.batches.records import Batch
 from serve_app.gateway import Overloaded, Unavailable
 from serve_app.keys import hashed
@@ -18,7 +18,7 @@ from serve_app.observe.telling import Telling
 from serve_app.service import Service
 from tests.serve_app.toy import config_of
 
-LINE = Line("a", "/v1/completions", {"model": "toy", "prompt": "ab", "max_tokens": 5, "seed": 1})
+LINE = BatchLine("a", "/v1/completions", {"model": "toy", "prompt": "ab", "max_tokens": 5, "seed": 1})
 CREATED = {"at": time.time(), "window_s": 3600, "endpoint": "/v1/completions", "owner": "me"}
 
 
@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_is_run_again_a_few_times(monkeypatch):
 
 
 def test_what_a_line_asks_besides_waits_for_room_too(monkeypatch):
-    line = Line("a", LINE.url, LINE.body | {"logprobs": 2, "echo": True})
+    line = BatchLine("a", LINE.url, LINE.body | {"logprobs": 2, "echo": True})
     whole, _ = answered(monkeypatch, line)
     assert whole.response["status_code"] == 200
     again, gateway = answered(monkeypatch, line, asides=[Overloaded("full", 0.01), Unavailable("starting")])
@@ -121,10 +121,10 @@ def test_a_stream_that_finds_every_queue_full_waits_without_a_count(monkeypatch)
 
 
 def test_a_line_without_a_seed_has_the_same_text_every_time(monkeypatch):
-    line = Line("a", LINE.url, {k: v for k, v in LINE.body.items() if k != "seed"} | {"max_tokens": 30})
+    line = BatchLine("a", LINE.url, {k: v for k, v in LINE.body.items() if k != "seed"} | {"max_tokens": 30})
     one, other = (answered(monkeypatch, line)[0] for _ in range(2))
     assert one.tokens == other.tokens
-    assert answered(monkeypatch, Line("b", line.url, line.body))[0].tokens != one.tokens
+    assert answered(monkeypatch, BatchLine("b", line.url, line.body))[0].tokens != one.tokens
 
 
 def test_a_key_without_tokens_waits_for_the_next_day(monkeypatch):
@@ -152,7 +152,7 @@ def test_a_key_without_tokens_waits_for_the_next_day(monkeypatch):
     ],
 )
 def test_what_a_route_refuses_is_refused(monkeypatch, change, status, said):
-    found, _ = answered(monkeypatch, Line("a", LINE.url, LINE.body | change))
+    found, _ = answered(monkeypatch, BatchLine("a", LINE.url, LINE.body | change))
     assert found.response["status_code"] == status
     assert said in found.response["body"]["error"]["message"]
 

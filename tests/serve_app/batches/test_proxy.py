@@ -1,4 +1,4 @@
-"""The engine that asks a gateway: answers, cancellations that were asked for, and an end of the server, which is none."""
+"""The engine that asks a gateway: answers, cancellations that were asked for, the end of a server, which is neither."""
 
 import asyncio
 import time

@@ -9,7 +9,7 @@ import pytest
 
 from raydecode.corpus.storage import open_storage
 from raydecode.corpus.verify import verify
-from serve_app.batches import results
+from serve_app.batches import results, run
 from serve_app.batches.files import FileStore
 from serve_app.batches.proxy import Answered
 from serve_app.batches.records import BatchStore
@@ -267,6 +267,30 @@ def test_two_servers_that_write_the_results_at_once_end_with_one_set(tmp_path, m
     found = {file.id for file in other.files.all()}
     assert found == {said.created["input_file_id"], said.ended["output_file_id"]}, "no file of lines without an answer"
     assert len(other.files.storage.list("content")) == 2
+
+
+def test_a_server_that_comes_late_asks_nothing_again(tmp_path, monkeypatch):
+    """The other ends the batch while this one reads its file through."""
+    asked, service, inner = [], Service(tmp_path), run.survey
+    id = service.create("\n".join(line(f"{i}") for i in range(5)))
+    batch = service.batches.get(id)
+
+    async def counted(batch, line):
+        asked.append(line.custom_id)
+        return await echo(batch, line)
+
+    def late(*given):
+        monkeypatch.setattr(run, "survey", inner)
+        with looping() as loop:
+            Run(batch, FileStore(str(tmp_path)), BatchStore(str(tmp_path)), counted, loop, QUICK)()
+        return inner(*given)
+
+    monkeypatch.setattr(run, "survey", late)
+    with looping() as loop:
+        Run(batch, service.files, service.batches, counted, loop, QUICK)()
+    assert sorted(asked) == [f"{i}" for i in range(5)]
+    assert service.batches.get(id).to_json()["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert not [path for path in (tmp_path / "rows").rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(tmp_path, monkeypatch):

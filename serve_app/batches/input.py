@@ -28,7 +28,7 @@ ENVELOPE = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class BatchLine:
     """One request of a batch file."""
 
     custom_id: str
@@ -45,7 +45,7 @@ class Survey:
     model: str | None
 
 
-def parse(text: str | bytes, endpoint: str, most: int | None = None) -> Line:
+def parse(text: str | bytes, endpoint: str, most: int | None = None) -> BatchLine:
     """Raises RowError whose kind is an error code of a batch line. most: bytes of a body (limits.body_bytes)"""
     if most is not None and _size(text) > most + ENVELOPE:
         raise _fault("body_too_large", too_large(most).message)
@@ -68,7 +68,7 @@ def parse(text: str | bytes, endpoint: str, most: int | None = None) -> Line:
         raise _fault("mismatched_endpoint", f"url is {_shown(url)}, but the batch is for {endpoint!r}")
     if not isinstance(body, dict):
         raise _fault("invalid_body", f"body must be an object, got {_shown(body)}")
-    return Line(custom_id, url, body)
+    return BatchLine(custom_id, url, body)
 
 
 def custom_id(text: bytes | RowError) -> str | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from raydecode.errors import RowError
-from serve_app.batches.lines import ENVELOPE, custom_id, lines_of, parse, survey
+from serve_app.batches.input import ENVELOPE, custom_id, lines_of, parse, survey
 from tests.serve_app.batches.local import ENDPOINT, line
 
 
