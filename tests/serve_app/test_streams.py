@@ -240,7 +240,7 @@ def test_a_fault_before_the_first_chunk_has_a_status(
         (Unavailable("gone"), "unavailable"),
         (HOURS, "timeout"),
     ],
-    ids=str,
+    ids=["outcome", "unforeseen", "unavailable", "late"],
 )
 def test_a_fault_after_it_is_the_streams_last_event(after: Any, code: str) -> None:
     response = asked(Scripted([[token(0), text(b"a")], after]), stream=True)
