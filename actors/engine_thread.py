@@ -13,6 +13,7 @@ import statistics
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from raydecode.contracts import Engine
 from raydecode.events import Event
 
 
-class EngineThread:
+class EngineThread(ABC):
     """build: makes the engine; called in the thread, and nobody else touches what it returns
 
     wake: called from the thread when it has nothing to run, and when it ended (`failure`)
@@ -73,13 +74,13 @@ class EngineThread:
         return getattr(getattr(self, "engine", None), "drafting", None)
 
     # ------------------------------------------------------------------ what subclasses say, in the thread
+    @abstractmethod
     def _admit(self) -> bool:
         """Give the engine what may enter now. False: nothing runs in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, events: Sequence[Event]) -> None:
         """What a step gave."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ the thread
     def _guarded(self) -> None:

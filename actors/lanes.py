@@ -19,6 +19,7 @@ from raydecode.events import Event, OutcomeEvent, TokenEvent
 from raydecode.request import Request
 
 Lane = Literal["interactive", "batch"]
+"""Batch rows take slots that nobody else wants and give them up within a step."""
 LANES: tuple[Lane, ...] = ("interactive", "batch")
 
 

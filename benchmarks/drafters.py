@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import MARK, ids_of, records
-from generate import cpu
+from generate import cpu, drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC_BENCH = ROOT.parent / "shared/data/spec_bench/question.jsonl"
@@ -305,13 +305,9 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
 
 def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
     """Speed by drafter, one group of bars per cell. Left out where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: pip install matplotlib", file=sys.stderr)
+    pyplot = drawing()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     names = list(dict.fromkeys(one["drafter"] for cell in cells for one in cell["lines"] if one["drafter"] != PLAIN))
     figure, axes = pyplot.subplots(figsize=(10, 4.5))

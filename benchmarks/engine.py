@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from generate import cpu, prompts
+from generate import cpu, drawing, prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS: dict[str, dict[str, Any]] = {
@@ -273,17 +273,25 @@ def records(command: Sequence[str], limit_s: float, **environment: str) -> Itera
     given = {**os.environ, "PYTHONPATH": path, **environment}
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=given)
-        late = threading.Timer(limit_s, process.kill)
+        late = threading.Timer(limit_s, process.terminate)  # so that it can end what it started
         late.start()
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(MARK):
-                yield json.loads(line.removeprefix(MARK))
-        if process.wait():
-            said.seek(0)
-            why = said.read().strip()[-600:] if late.is_alive() else f"no end in {limit_s} s"
-            yield {"kind": "error", "error": why}
-        late.cancel()
+        try:
+            for line in process.stdout:
+                if line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
+            if process.wait():
+                said.seek(0)
+                why = said.read().strip()[-600:] if late.is_alive() else f"no end in {limit_s} s"
+                yield {"kind": "error", "error": why}
+        finally:
+            late.cancel()
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def table(found: dict[str, Any]) -> str:
@@ -323,13 +331,9 @@ def table(found: dict[str, Any]) -> str:
 
 def plot(found: dict[str, Any], path: Path) -> None:
     """Tokens per second by concurrent requests. Left out where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: pip install matplotlib", file=sys.stderr)
+    pyplot = drawing()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for engine, records in found["engines"].items():

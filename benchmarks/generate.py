@@ -247,15 +247,24 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Tokens per second by system, one group of bars per mix. Left out where matplotlib is not installed."""
+def drawing() -> Any:
+    """matplotlib's pyplot, which draws into files; None, and a word about it, where it is not installed."""
     try:
         import matplotlib
     except ImportError:
         print("no plot: pip install matplotlib", file=sys.stderr)
-        return
+        return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Tokens per second by system, one group of bars per mix. Left out where matplotlib is not installed."""
+    pyplot = drawing()
+    if pyplot is None:
+        return
 
     good = [row for row in results if "tokens_per_s" in row]
     mixes, systems = list(dict.fromkeys(r["mix"] for r in good)), list(dict.fromkeys(r["system"] for r in good))

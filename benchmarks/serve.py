@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import MARK, ROOT, ids_of, records
-from generate import cpu
+from generate import cpu, drawing
 
 SYSTEMS = ("engine", "raydecode", "raydecode-vllm", "vllm", "ray.serve.llm")
 NAME = "smollm2"
@@ -264,13 +264,9 @@ def table(found: dict[str, Any]) -> str:
 
 def plot(found: dict[str, Any], path: Path) -> None:
     """Rates and times to first token. Left out where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no plot: pip install matplotlib", file=sys.stderr)
+    pyplot = drawing()
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     figure, both = pyplot.subplots(1, 2, figsize=(11, 4))
     for name, all_ in found["systems"].items():
@@ -306,6 +302,7 @@ def main() -> None:
     parse.add_argument("--folder", help=argparse.SUPPRESS)
     parse.add_argument("--ray-serve-llm", type=int, help=argparse.SUPPRESS)
     args = parse.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers end with whoever started them
     if len(args.rates) != len(args.concurrency):
         parse.error(f"--rates has {len(args.rates)} numbers for {len(args.concurrency)} of --concurrency")
     if args.ray_serve_llm:
@@ -325,9 +322,10 @@ def main() -> None:
         for record in records(leg(system, args), args.start_s + len(args.rates) * args.limit_s):
             found["systems"].setdefault(system, []).append(record)
             print(system, json.dumps(record), file=sys.stderr, flush=True)
+            if args.json:  # after every cell: what was measured stays, whatever comes
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             plot(found, args.json.with_suffix(".png"))
     print(table(found))
 

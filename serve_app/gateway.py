@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from actors.lanes import Lane
 from raydecode.errors import RaydecodeError, UserError, nearest
 from raydecode.events import Event
 from raydecode.request import Prompt, Request
-
-Lane = Literal["interactive", "batch"]
-"""Batch rows take slots that nobody else wants and give them up within a step."""
 
 
 class Overloaded(RaydecodeError):

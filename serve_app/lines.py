@@ -4,11 +4,11 @@ Ray Serve's streaming calls cost 1.75 ms of CPU per item, in two processes, whic
 is 0.13 (docs/log.md). So a request is an ordinary call of Ray Serve (which routes, counts and cancels it), and its
 events take this way:
 
-    gateway   Desk: listens, and has a number and a reader for each open request
-    replica   Lines: a connection to each desk that ever called; `put(number, item)`, one frame for all of a turn's
+    gateway   Inbox: listens, and has a number and a reader for each open request
+    replica   Lines: a connection to each inbox that ever called; `put(number, item)`, one frame for all of a turn's
 
-A connection that ends, however it does, ends the streams that came over it, at once. Frames are pickles, so a desk
-reads none before the other side has shown the desk's secret, which travels in Ray's own calls. Where Ray uses TLS
+A connection that ends, however it does, ends the streams that came over it, at once. Frames are pickles, so an inbox
+reads none before the other side has shown the inbox's secret, which travels in Ray's own calls. Where Ray uses TLS
 (RAY_USE_TLS), so does this, with the same certificates.
 """
 
@@ -35,7 +35,7 @@ _SIZE = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a desk listens. secret: not shown."""
+    """Where an inbox listens. secret: not shown."""
 
     host: str
     port: int
@@ -46,7 +46,7 @@ Reader = Callable[[Any], None]
 """Takes an item of a stream; None: the connection has ended."""
 
 
-class Desk:
+class Inbox:
     """The side that reads. host: an address of this machine that replicas reach."""
 
     def __init__(self, host: str) -> None:
@@ -109,7 +109,7 @@ class Desk:
 
 
 class Line:
-    """The side that writes, to one desk. broken: called when the connection has ended."""
+    """The side that writes, to one inbox. broken: called when the connection has ended."""
 
     def __init__(self, sink: asyncio.StreamWriter) -> None:
         self._sink, self._turn = sink, list[tuple[int, Any]]()
@@ -147,7 +147,7 @@ class Lines:
         self._watching: set[asyncio.Task[None]] = set()
 
     async def to(self, address: Address) -> Line:
-        """The connection to a desk, made when there is none. Raises OSError."""
+        """The connection to an inbox, made when there is none. Raises OSError."""
         task = self._lines.get(address)
         if task is None:
             task = self._lines[address] = asyncio.create_task(self._connect(address))
@@ -167,7 +167,7 @@ class Lines:
         return line
 
     async def _watch(self, address: Address, source: asyncio.StreamReader, line: Line) -> None:
-        """A desk never writes: what can be read is the end."""
+        """A inbox never writes: what can be read is the end."""
         with contextlib.suppress(OSError):
             await source.read(1)
         self._lines.pop(address, None)

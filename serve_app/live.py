@@ -44,9 +44,9 @@ class LiveStream:
     migrations = 0
 
     def __init__(
-        self, live: LiveEngine, request: Request, steps: bool, out: Callable[[Event], None] | None = None
+        self, live: LiveEngine, request: Request, steps: bool, out: Callable[[Event], None] | None, lane: Lane
     ) -> None:
-        self._live, self._id, self._steps = live, request.id, steps
+        self._live, self._id, self._steps, self.lane = live, request.id, steps, lane
         self._left = max(1, request.decoding.n)
         self._ready: deque[Event] = deque()
         self._out = out or self._ready.append
@@ -56,6 +56,11 @@ class LiveStream:
 
     def __aiter__(self) -> LiveStream:
         return self
+
+    @property
+    def left(self) -> int:
+        """Samples that have not ended."""
+        return self._left
 
     async def ended(self) -> None:
         """Wait for the last event, or for `aclose`. Raises what ended the stream otherwise."""
@@ -148,15 +153,25 @@ class LiveEngine:
             raise Unavailable("this replica is draining")
         if request.id in self._streams:
             raise UserError("this id is in use", field="id", value=request.id, hint="ids of running requests differ")
-        waiting, held = self._lanes.waiting(lane), self._lanes.running("interactive")
-        held += self._lanes.running("batch") if lane == "batch" else 0
-        if waiting >= self.queue + max(0, self.slots - held):  # those that the next step takes wait for nothing
+        waiting = self._waiting(lane)
+        if waiting >= self.queue:
             most = f"{waiting} requests wait for one of {self.slots} slots, no more may"
             raise Overloaded(most, min(LONGEST_WAIT_S, max(1.0, self._took * waiting / self.slots)))
-        stream = LiveStream(self, request, steps, out)
+        stream = LiveStream(self, request, steps, out, lane)
         self._streams[request.id] = stream
         self._lanes.put(request, lane)
         return stream
+
+    def _waiting(self, lane: Lane) -> int:
+        """Open requests of the lane that the slots cannot hold. Counted here: the engine's thread has its own moment at
+        which what was put is admitted, and a burst on an idle engine would look like a queue."""
+        before = [stream for stream in self._streams.values() if stream.lane == "interactive"]
+        own = [stream for stream in self._streams.values() if stream.lane == "batch"] if lane == "batch" else []
+        free, waiting = self.slots, 0
+        for stream in (*before, *own):
+            free -= stream.left
+            waiting += free < 0 and stream.lane == lane
+        return waiting
 
     @property
     def token_bytes(self) -> Sequence[bytes]:

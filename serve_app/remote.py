@@ -26,7 +26,7 @@ from raydecode.errors import RaydecodeError, UserError
 from raydecode.events import Event
 from raydecode.request import Prompt, Request
 from serve_app.gateway import Lane, Overloaded, Served, Unavailable
-from serve_app.lines import Address, Desk
+from serve_app.lines import Address, Inbox
 from serve_app.live import EngineDied
 from serve_app.local import no_model
 
@@ -50,13 +50,13 @@ class _Gone(Exception):
 class _Run:
     """A request in one replica: the events that came and nobody has seen, and how the run ended."""
 
-    def __init__(self, desk: Desk, address: Address, handle: Any, request: Request, lane: Lane, steps: bool) -> None:
-        self._desk = desk
+    def __init__(self, inbox: Inbox, address: Address, handle: Any, request: Request, lane: Lane, steps: bool) -> None:
+        self._inbox = inbox
         self.served: Served | None = None
         self._events: deque[Event] = deque()
         self._failure: Exception | None = None
         self._news = asyncio.Event()
-        self._number = desk.open(self._take)
+        self._number = inbox.open(self._take)
         self._response = handle.generate.remote(request, lane, steps, address, self._number)
         self._call = asyncio.create_task(self._wait())
 
@@ -82,7 +82,7 @@ class _Run:
 
     def end(self, cancel: bool) -> None:
         """Hear nothing more of it; cancel: the replica, too, is to stop."""
-        self._desk.forget(self._number)
+        self._inbox.forget(self._number)
         self._fail(_Gone("nobody listens", taken=False))  # wakes who waits
         if cancel and not self._call.done():
             with suppress(Exception):  # it may end at this very moment
@@ -208,27 +208,27 @@ class RemoteGateway:
         self.patience_s = config.limits.start_timeout_s
         self._bytes: dict[str, list[bytes]] = {}
         self._created = int(time.time())
-        self._desk: tuple[asyncio.AbstractEventLoop, asyncio.Task[tuple[Desk, Address]]] | None = None
+        self._inbox: tuple[asyncio.AbstractEventLoop, asyncio.Task[tuple[Inbox, Address]]] | None = None
         self.known: dict[str, Served] = {}
 
     async def close(self) -> None:
         """Hear nothing more; streams that are open end."""
-        if self._desk is not None and self._desk[0] is asyncio.get_running_loop():
-            desk, _ = await self._desk[1]
-            await desk.close()
-            self._desk = None
+        if self._inbox is not None and self._inbox[0] is asyncio.get_running_loop():
+            inbox, _ = await self._inbox[1]
+            await inbox.close()
+            self._inbox = None
 
     async def run(self, model: str, request: Request, lane: Lane, steps: bool) -> _Run:
         """Send the request to some replica."""
-        desk, address = await self._listening()
-        return _Run(desk, address, self._handles[model], request, lane, steps)
+        inbox, address = await self._listening()
+        return _Run(inbox, address, self._handles[model], request, lane, steps)
 
-    async def _listening(self) -> tuple[Desk, Address]:
-        """The desk of this event loop, opened by the first who needs it."""
+    async def _listening(self) -> tuple[Inbox, Address]:
+        """The inbox of this event loop, opened by the first who needs it."""
         loop = asyncio.get_running_loop()
-        if self._desk is None or self._desk[0] is not loop:
-            self._desk = loop, loop.create_task(_open_desk(self._host))
-        return await asyncio.shield(self._desk[1])
+        if self._inbox is None or self._inbox[0] is not loop:
+            self._inbox = loop, loop.create_task(_open_inbox(self._host))
+        return await asyncio.shield(self._inbox[1])
 
     # ------------------------------------------------------------------ serve_app.gateway.Gateway
     def models(self) -> Sequence[Served]:
@@ -286,11 +286,11 @@ class RemoteGateway:
             raise no_model(model, [*self._handles])
 
 
-async def _open_desk(host: str | None) -> tuple[Desk, Address]:
+async def _open_inbox(host: str | None) -> tuple[Inbox, Address]:
     from ray.util import get_node_ip_address
 
-    desk = Desk(host or get_node_ip_address())
-    return desk, await desk.start()
+    inbox = Inbox(host or get_node_ip_address())
+    return inbox, await inbox.start()
 
 
 def _said(error: BaseException, taken: bool) -> Exception:

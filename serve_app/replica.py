@@ -41,10 +41,10 @@ class Replica:
         await self._live.start()
         self._served = described(self._model.name, self._live.engine, int(time.time()))
 
-    async def generate(self, request: Request, lane: Lane, steps: bool, desk: Address, number: int) -> None:
-        """Run a request to its end. First what this replica is goes to the desk, as a sign that the request is taken,
-        then its events. Raises as `open`, and OSError when the desk has hung up."""
-        line = await self._lines.to(desk)
+    async def generate(self, request: Request, lane: Lane, steps: bool, inbox: Address, number: int) -> None:
+        """Run a request to its end. First what this replica is goes to the inbox, as a sign that the request is taken,
+        then its events. Raises as `open`, and OSError when the inbox has hung up."""
+        line = await self._lines.to(inbox)
         try:
             stream = self._live.open(request, lane, steps, partial(line.put, number))
             gone = partial(stream.fail, ConnectionError("the gateway has hung up"))

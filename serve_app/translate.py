@@ -56,7 +56,7 @@ class Call:
         return self.requests[0].noise_id
 
 
-def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
+def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int, context: int) -> Call:
     """`/v1/chat/completions`."""
     most = _same("max_completion_tokens", body.max_completion_tokens, "max_tokens", body.max_tokens)
     if body.top_logprobs is not None and not body.logprobs:
@@ -70,7 +70,7 @@ def chat(body: ChatBody, model: ServedModelConfig, id: str, seed: int, context: 
     )  # fmt: skip
 
 
-def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
+def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: int, context: int) -> Call:
     """`/v1/completions`."""
     write = body.max_tokens != 0
     if not write and (not body.echo or body.stream):
@@ -93,7 +93,7 @@ def completion(body: CompletionBody, model: ServedModelConfig, id: str, seed: in
     )  # fmt: skip
 
 
-def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int, context: int = 0) -> Call:
+def responses(body: ResponsesBody, model: ServedModelConfig, id: str, seed: int, context: int) -> Call:
     """`/v1/responses`."""
     asked = "message.output_text.logprobs" in (body.include or ())
     if body.top_logprobs and not asked:

@@ -24,6 +24,17 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def without_nulls(value: Any) -> Any:
+    """`section:` with nothing behind it is a section left to its defaults."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def in_order(least: int, most: int, section: str) -> None:
+    """Raises UserError for a `max` below its `min`."""
+    if most < least:
+        raise UserError(f"max {most} is below min {least}", field=f"{section}.max", value=most)
+
+
 def _one_or_many(value: Any) -> Any:
     if not isinstance(value, str | list | tuple):
         raise PydanticCustomError("strings_type", "needs text or a list")

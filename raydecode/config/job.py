@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from raydecode.columns import CHOICES
 from raydecode.config.decoding import DecodingConfig, Roster, named_drafters
-from raydecode.config.fields import Count, Positive, Section, Strings, located
+from raydecode.config.fields import Count, Positive, Section, Strings, in_order, located, without_nulls
 from raydecode.errors import UserError, nearest
 from raydecode.request import Card, DecodingSpec, Json
 
@@ -164,8 +164,7 @@ class ActorsConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> ActorsConfig:
-        if self.max < self.min:
-            raise UserError(f"max {self.max} is below min {self.min}", field="actors.max", value=self.max)
+        in_order(self.min, self.max, "actors")
         return self
 
 
@@ -221,7 +220,7 @@ class JobConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        return without_nulls(value)
 
     @field_validator("model", "engine", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from raydecode.config.decoding import DecodingConfig, Roster, named_drafters
-from raydecode.config.fields import Count, Positive, Section, complaint, located
+from raydecode.config.fields import Count, Positive, Section, complaint, in_order, located, without_nulls
 from raydecode.config.job import SHORT_FORMS, EngineConfig, ModelConfig
 from raydecode.errors import UserError
 from raydecode.request import Card, DecodingSpec, Json
@@ -41,8 +41,7 @@ class ScalingConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> ScalingConfig:
-        if self.max < self.min:
-            raise UserError(f"max {self.max} is below min {self.min}", field="scaling.max", value=self.max)
+        in_order(self.min, self.max, "scaling")
         return self
 
 
@@ -249,7 +248,7 @@ class ServeConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        return without_nulls(value)
 
     @field_validator("models", mode="before")
     @classmethod

@@ -11,30 +11,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from raydecode.events import OutcomeEvent
 from raydecode.randomness import hash64
 from raydecode.request import Prompt, Request
 from serve_app import limits, translate
-from serve_app.answers import Chat, Completion, Told
 from serve_app.batches.input import BatchLine
 from serve_app.batches.proxy import Answered
 from serve_app.batches.records import Batch
-from serve_app.bodies import ChatBody, CompletionBody
+from serve_app.endpoints import ENDPOINTS, Endpoint, Shaped
 from serve_app.failures import ApiError, note, of_exception, of_findings
 from serve_app.gateway import Gateway, Lane, Overloaded, Served, Stream, Unavailable
 from serve_app.keys import Account
 from serve_app.observe.inquiry import Inquiry, current, request_id
 from serve_app.observe.watch import WatchedGateway
-from serve_app.relay import Shape
-from serve_app.responses_answers import Responses
-from serve_app.responses_body import ResponsesBody
-from serve_app.service import Service, new_id
+from serve_app.service import Service
 
 T = TypeVar("T")
 
@@ -43,23 +37,6 @@ TRIES = 3
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 QUOTA_S = 30.0
 """Between looks whether a new day has begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """How an endpoint reads its body and answers, as its route does."""
-
-    body: type[BaseModel]
-    call: Callable[..., translate.Call]
-    shape: Callable[[Any], Callable[[Told], Shape]]
-    prefix: str
-
-
-ENDPOINTS: dict[str, Endpoint] = {
-    "/v1/chat/completions": Endpoint(ChatBody, translate.chat, lambda body: Chat, "chatcmpl-"),
-    "/v1/completions": Endpoint(CompletionBody, translate.completion, lambda body: Completion, "cmpl-"),
-    "/v1/responses": Endpoint(ResponsesBody, translate.responses, lambda body: partial(Responses, body=body), "resp_"),
-}
 
 
 class Patient:
@@ -91,10 +68,15 @@ async def _room(call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except Overloaded as error:
-            await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
+            await _as_told(error)
         except Unavailable:
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+async def _as_told(error: Overloaded) -> None:
+    """Wait as long as was said."""
+    await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
 
 
 def answering(service: Service, gateway: Gateway) -> Answering:
@@ -137,9 +119,7 @@ class Answering:
             return failure.status, failure.body(), ()
         return 200, body, tuple(id for held in outcomes for one in held for id in one.tokens)
 
-    def _call(
-        self, batch: Batch, line: BatchLine, endpoint: Endpoint
-    ) -> tuple[translate.Call, str, Callable[[Told], Shape]]:
+    def _call(self, batch: Batch, line: BatchLine, endpoint: Endpoint) -> tuple[translate.Call, str, Shaped]:
         """The line's requests, their id, how the answer looks. Raises what a route would."""
         config = self._service.config
         limits.check(line.body, config.limits)
@@ -149,12 +129,10 @@ class Answering:
             body = endpoint.body.model_validate(line.body)
         except ValidationError as error:
             raise of_findings(error.errors(include_url=False), endpoint.body) from None
-        id, seed = new_id(endpoint.prefix), hash64(f"{batch.id}:{line.custom_id}".encode()) >> 11
-        model = self._service.model(body.model)  # type: ignore[attr-defined]
-        return endpoint.call(body, model, id, seed), id, endpoint.shape(body)
+        return endpoint.read(self._service, body, hash64(f"{batch.id}:{line.custom_id}".encode()) >> 11)
 
     async def _tried(
-        self, call: translate.Call, id: str, shape: Callable[[Told], Shape], account: Account, batch: Batch
+        self, call: translate.Call, id: str, shape: Shaped, account: Account, batch: Batch
     ) -> tuple[dict[str, Any], list[list[OutcomeEvent]]]:
         until = asyncio.get_running_loop().time() + max(1.0, batch.expires_at - time.time())
         broken = 0
@@ -162,7 +140,7 @@ class Answering:
             try:
                 return await self._service.whole(call, id, shape, until, account)
             except Overloaded as error:  # full where a stream wanted to go on
-                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, error.retry_after_s)))
+                await _as_told(error)
             except (Unavailable, ApiError) as error:
                 broken += 1
                 if broken == TRIES or (isinstance(error, ApiError) and error.status != 503):

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from raydecode.errors import nearest
-from serve_app.batches.answering import ENDPOINTS
 from serve_app.batches.files import Unwritable
 from serve_app.batches.records import Batch
 from serve_app.bodies import Body
+from serve_app.endpoints import ENDPOINTS
 from serve_app.failures import ApiError
 from serve_app.routes.stored import desk, expiry, only, owner, page, unwritable
 from serve_app.service import Service

@@ -6,10 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app import translate
-from serve_app.answers import Completion
 from serve_app.bodies import CompletionBody
-from serve_app.service import STREAMED, Service, new_id, new_seed
+from serve_app.endpoints import COMPLETIONS
+from serve_app.service import STREAMED, Service, new_seed
 
 
 def routes(service: Service) -> APIRouter:
@@ -17,8 +16,6 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/completions", summary="The text that follows a prompt", response_model=None, responses=STREAMED)
     async def completions(body: CompletionBody, request: Request) -> Response:
-        id = new_id("cmpl-")
-        call = translate.completion(body, service.model(body.model), id, new_seed(), service.served(body.model).context)
-        return await service.respond(request, call, id, Completion)
+        return await service.respond(request, *COMPLETIONS.read(service, body, new_seed()))
 
     return router

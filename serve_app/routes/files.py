@@ -13,10 +13,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.types import Message, Receive
 
-from raydecode.errors import nearest
 from serve_app.batches.files import CHUNK, StoredFile, TooLarge, Unwritable
 from serve_app.failures import TIMEOUT, ApiError
-from serve_app.routes.stored import LEAST_S, MOST_S, desk, expiry, only, owner, page, unwritable
+from serve_app.routes.stored import LEAST_S, MOST_S, desk, expiry, no_other, only, owner, page, unwritable
 from serve_app.service import BODY_S, Service
 
 SLACK = 64 << 10
@@ -156,13 +155,7 @@ def _bounded(receive: Receive, most: int) -> Receive:
 
 def _checked(form: FormData) -> tuple[UploadFile, int | None]:
     """The upload, and after how many seconds it shall go."""
-    for name in form:
-        if name not in _FIELDS:
-            near = nearest(name, _FIELDS)
-            raise ApiError(
-                400, f"no field {name[:80]!r}{f'; nearest: {near}' if near else ''}", param=name[:80],
-                code="unknown_parameter",
-            )  # fmt: skip
+    no_other("field", form, _FIELDS)
     purpose, upload = form.get("purpose"), form.get("file")
     if purpose not in PURPOSES:
         later = " is not supported here; files are for batches" if purpose in _LATER else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -43,13 +44,16 @@ def unwritable(error: Unwritable) -> ApiError:
 
 def only(request: Request, *known: str) -> None:
     """Refuse a query parameter that does not exist."""
-    for name in request.query_params:
+    no_other("query parameter", request.query_params, known)
+
+
+def no_other(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse the first of the names that is not known, with the nearest that is."""
+    for name in names:
         if name not in known:
             near = nearest(name, known)
-            raise ApiError(
-                400, f"no query parameter {name[:80]!r}{f'; nearest: {near}' if near else ''}", param=name[:80],
-                code="unknown_parameter",
-            )  # fmt: skip
+            said = f"no {what} {name[:80]!r}{f'; nearest: {near}' if near else ''}"
+            raise ApiError(400, said, param=name[:80], code="unknown_parameter")
 
 
 def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pytest
 
 from actors.delivered import Delivered
 from raydecode.engine.toy import ToyEngine
-from raydecode.events import OutcomeEvent, StepEvent, TextEvent, TokenEvent
+from raydecode.events import OutcomeEvent, StepEvent, TokenEvent
 from raydecode.request import Card, DecodingSpec, Request, Text
+from tests.actors.told import told
 
 SPECS = {
     "sampled": {},
@@ -34,19 +35,6 @@ def run(asked, cuts=(), make=lambda: ToyEngine(stream=True)):
             steps = None if steps is None else steps - 1
         assert had.runs < 30
     return had, seen
-
-
-def told(events):
-    """Fold events as they are, texts joined, by sample."""
-    out = {}
-    for event in events:
-        fold, text = out.setdefault(event.row.sample, ([], []))
-        match event:
-            case TokenEvent() | OutcomeEvent():
-                fold.append(event)
-            case TextEvent(bytes=piece):
-                text.append(piece)
-    return {sample: (fold, b"".join(text)) for sample, (fold, text) in out.items()}
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -1,5 +1,6 @@
 """The server's engine thread: all is told, a cancelled slot is free at once, batch rows yield and lose nothing."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -33,9 +34,9 @@ class Gate(ToyEngine):
 class Desk:
     """Lanes over a gated engine, and what they told."""
 
-    def __init__(self, slots=2, **options):
+    def __init__(self, slots=2, kind=Gate, **options):
         self.events, self.over, self.news = [], {}, threading.Condition()
-        self.lanes = Lanes(lambda: Gate(slots=slots, stream=True, **options), slots, self.sink)
+        self.lanes = Lanes(lambda: kind(slots=slots, stream=True, **options), slots, self.sink)
         self.engine = self.lanes.start()
 
     def sink(self, events):
@@ -176,6 +177,26 @@ def test_an_id_that_comes_again_while_its_last_run_ends_is_a_new_request(desk):
     one.open()
     one.until("same")
     assert one.over["same"] == alone(request("same", tokens=5))
+
+
+def test_a_row_that_goes_another_way_than_its_reader_has_gives_its_slot_back(desk):
+    class Forgetful(Gate):
+        """Draws with other noise when a row comes back: its promise is broken."""
+
+        def submit(self, request):
+            super().submit(dataclasses.replace(request, resume=(), noise_id="another") if request.resume else request)
+
+    one = desk(slots=1, kind=Forgetful)
+    one.lanes.put(request("b", tokens=4000), "batch")
+    one.step(30)
+    one.lanes.put(request("i", tokens=2))
+    one.open()
+    one.until("i", "b")
+    assert one.over["b"][0].error.kind == "Diverged"
+    one.lanes.put(request("next", tokens=2), "batch")
+    one.until("next")
+    assert max(index for index, ran in enumerate(one.engine.ran) if "b" in ran) < 4000, "it ran no further"
+    assert one.lanes.running("batch") == 0
 
 
 def test_a_failure_of_the_engine_is_seen():

@@ -8,7 +8,6 @@ import signal
 from raydecode.config import parse_serve
 from raydecode.conformance.drive import drive
 from raydecode.engine.toy import ToyEngine
-from raydecode.events import OutcomeEvent, TextEvent, TokenEvent
 from raydecode.request import DecodingSpec, Request, Text
 
 WAIT_S = 120.0
@@ -88,19 +87,6 @@ def kill(load):
 
 async def read(stream):
     return [event async for events in stream for event in events]
-
-
-def told(events):
-    """(fold events, joined text) by sample."""
-    out = {}
-    for event in events:
-        fold, text = out.setdefault(event.row.sample, ([], []))
-        match event:
-            case TokenEvent() | OutcomeEvent():
-                fold.append(event)
-            case TextEvent(bytes=piece):
-                text.append(piece)
-    return {sample: (fold, b"".join(text)) for sample, (fold, text) in out.items()}
 
 
 def undisturbed(asked):

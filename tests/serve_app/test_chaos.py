@@ -10,6 +10,7 @@ import pytest
 from raydecode.events import OutcomeEvent
 from raydecode.request import Text
 from serve_app.gateway import Overloaded, Unavailable
+from tests.actors.told import told
 from tests.serve_app.serving import (
     configured,
     deployed,
@@ -19,7 +20,6 @@ from tests.serve_app.serving import (
     over,
     read,
     request,
-    told,
     undisturbed,
     until,
 )  # fmt: skip

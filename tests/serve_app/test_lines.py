@@ -6,20 +6,20 @@ import struct
 
 import pytest
 
-from serve_app.lines import Desk, Lines
+from serve_app.lines import Inbox, Lines
 
 WAIT_S = 30
 
 
 def over(scenario):
     async def whole():
-        desk, lines = Desk("127.0.0.1"), Lines()
-        address = await desk.start()
+        inbox, lines = Inbox("127.0.0.1"), Lines()
+        address = await inbox.start()
         try:
             async with asyncio.timeout(WAIT_S):
-                await scenario(desk, lines, address)
+                await scenario(inbox, lines, address)
         finally:
-            await desk.close()
+            await inbox.close()
 
     asyncio.run(whole())
 
@@ -30,9 +30,9 @@ async def until(fact):
 
 
 def test_streams_share_a_connection_and_keep_their_order():
-    async def scenario(desk, lines, address):
+    async def scenario(inbox, lines, address):
         seen = {k: [] for k in range(3)}
-        numbers = [desk.open(seen[k].append) for k in range(3)]
+        numbers = [inbox.open(seen[k].append) for k in range(3)]
         line, same = await asyncio.gather(lines.to(address), lines.to(address))
         assert line is same
         for i in range(50):
@@ -42,7 +42,7 @@ def test_streams_share_a_connection_and_keep_their_order():
                 await asyncio.sleep(0)
         await until(lambda: all(len(items) == 50 for items in seen.values()))
         assert all(items == list(range(50)) for items in seen.values())
-        desk.forget(numbers[0])
+        inbox.forget(numbers[0])
         line.put(numbers[0], "late")
         line.put(numbers[1], "last")
         await until(lambda: seen[1][-1] == "last")
@@ -51,11 +51,11 @@ def test_streams_share_a_connection_and_keep_their_order():
     over(scenario)
 
 
-def test_a_desk_hears_that_the_other_side_has_gone_and_the_other_way_round():
-    async def scenario(desk, lines, address):
+def test_a_inbox_hears_that_the_other_side_has_gone_and_the_other_way_round():
+    async def scenario(inbox, lines, address):
         heard, others = [], []
-        number = desk.open(heard.append)
-        desk.open(others.append)  # of another replica
+        number = inbox.open(heard.append)
+        inbox.open(others.append)  # of another replica
         line = await lines.to(address)
         line.put(number, "item")
         await until(lambda: heard)
@@ -67,7 +67,7 @@ def test_a_desk_hears_that_the_other_side_has_gone_and_the_other_way_round():
         assert told == ["ended"]
         again = await lines.to(address)
         again.listeners.add(lambda: told.append("hung up"))
-        await desk.close()
+        await inbox.close()
         await until(lambda: told[-1] == "hung up")
         assert again.broken
         again.put(number, "to nobody")
@@ -82,7 +82,7 @@ def test_nothing_is_read_from_who_does_not_know_the_secret():
         def __reduce__(self):
             return (pytest.fail, ("it was read",))
 
-    async def scenario(desk, lines, address):
+    async def scenario(inbox, lines, address):
         source, sink = await asyncio.open_connection(address.host, address.port)
         frame = pickle.dumps([(1, Bomb())])
         sink.write(b"x" * len(address.secret) + struct.pack("!I", len(frame)) + frame)

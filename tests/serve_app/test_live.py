@@ -71,8 +71,8 @@ def test_steps_come_when_asked_for():
 class Gated(ToyEngine):
     """Steps when it is let; the first two, of the probe, at once."""
 
-    def __init__(self):
-        super().__init__(slots=2, stream=True)
+    def __init__(self, slots=2):
+        super().__init__(slots=slots, stream=True)
         self.gate = threading.Event()
 
     def step(self):
@@ -94,6 +94,18 @@ def test_a_full_queue_is_said_with_a_time_to_come_back():
         return [len(await all_of(stream)) for stream in streams]
 
     assert all(served(scenario, build=Gated, queue=3))
+
+
+def test_a_burst_on_an_idle_engine_fills_its_slots_before_its_queue():
+    async def scenario(live):
+        streams = [live.open(request(f"r{i}", n=1 + (i == 1))) for i in range(4)]  # at once: nothing is admitted yet
+        with pytest.raises(Overloaded, match="2 requests wait"):
+            live.open(request("one too many"))
+        live.open(request("batch"), "batch")  # everything before it waits, in its own lane nobody does
+        live.engine.gate.set()
+        return [len(await all_of(stream)) for stream in streams]
+
+    assert all(served(scenario, build=lambda: Gated(3), slots=3, queue=2))
 
 
 def test_a_reader_that_leaves_frees_its_slot():

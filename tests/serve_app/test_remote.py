@@ -8,6 +8,8 @@ from raydecode.errors import UserError
 from raydecode.events import OutcomeEvent, TokenEvent
 from raydecode.request import Text
 from serve_app.gateway import Overloaded
+from serve_app.remote import RemoteStream
+from tests.actors.told import told
 from tests.serve_app.serving import (
     configured,
     deployed,
@@ -17,7 +19,6 @@ from tests.serve_app.serving import (
     over,
     read,
     request,
-    told,
     undisturbed,
     until,
 )
@@ -121,3 +122,38 @@ def test_a_killed_replicas_streams_go_on_in_the_other(two):
 async def _both(handle):
     found = await loads(handle)
     return len(found) == 2 and found
+
+
+class _Slow:
+    """A gateway whose replica takes a request only when it is let."""
+
+    patience_s = 60.0
+
+    def __init__(self):
+        self.known, self.asked, self.let, self.ended = {}, asyncio.Event(), asyncio.Event(), []
+
+    async def run(self, model, request, lane, steps):
+        self.asked.set()
+        await self.let.wait()
+        return self
+
+    async def taken(self):
+        return "served"
+
+    def end(self, cancel):
+        self.ended.append(cancel)
+
+
+def test_a_reader_that_leaves_while_its_request_is_taken_leaves_nothing_open():
+    async def scenario():
+        slow = _Slow()
+        stream = RemoteStream(slow, "toy", request("r"), "interactive", False)
+        beginning = asyncio.create_task(stream.begin())
+        await slow.asked.wait()
+        await stream.aclose()
+        slow.let.set()
+        await beginning
+        assert [event async for event in stream] == []
+        return slow.ended
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == [True]

@@ -318,7 +318,7 @@ def test_who_leaves_early_pays_for_the_prompt(body: Any) -> None:
     config = check_serve({"models": [{"name": "m", "model": "toy"}]})
     gateway = Scripted([[token(0)], [outcome("eos")]])
     made = CompletionBody.model_validate({"model": "m", **body})
-    call = translate.completion(made, config.models[0], "id", 1)
+    call = translate.completion(made, config.models[0], "id", 1, 0)
 
     async def scenario() -> None:
         relay = Relay(gateway, call, asyncio.get_running_loop().time() + 60, spent.append)  # type: ignore[arg-type]

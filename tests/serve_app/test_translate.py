@@ -27,7 +27,7 @@ WAYS = {
 
 def call(way: str, served: ServedModelConfig = PLAIN, /, **fields: Any) -> translate.Call:
     body, make, base = WAYS[way]
-    return make(body.model_validate({**base, **fields}), served, "id", 77)  # type: ignore[operator]
+    return make(body.model_validate({**base, **fields}), served, "id", 77, 0)  # type: ignore[operator]
 
 
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -16,7 +16,7 @@ from serve_app.keys import hashed
 from serve_app.local import LocalGateway
 from serve_app.observe.telling import Telling
 from serve_app.service import Service
-from tests.serve_app.toy import config_of
+from tests.serve_app.toy import config_of, http, serving
 
 LINE = BatchLine("a", "/v1/completions", {"model": "toy", "prompt": "ab", "max_tokens": 5, "seed": 1})
 CREATED = {"at": time.time(), "window_s": 3600, "endpoint": "/v1/completions", "owner": "me"}
@@ -125,6 +125,21 @@ def test_a_line_without_a_seed_has_the_same_text_every_time(monkeypatch):
     one, other = (answered(monkeypatch, line)[0] for _ in range(2))
     assert one.tokens == other.tokens
     assert answered(monkeypatch, BatchLine("b", line.url, line.body))[0].tokens != one.tokens
+
+
+def test_a_line_is_refused_in_the_words_of_its_route(monkeypatch):
+    """One body means one thing wherever it comes from, also where the model's context is asked."""
+    body = LINE.body | {"max_tokens": 1_000_000}
+
+    async def route():
+        async with serving(config_of()) as app, http(app) as asking:
+            return await asking.post(LINE.url, json=body)
+
+    said = asyncio.run(asyncio.wait_for(route(), 60))
+    found, _ = answered(monkeypatch, BatchLine("a", LINE.url, body))
+    assert said.status_code == found.response["status_code"] == 400
+    assert said.json() == found.response["body"]
+    assert "context" in said.json()["error"]["message"]
 
 
 def test_a_key_without_tokens_waits_for_the_next_day(monkeypatch):
